@@ -1,0 +1,206 @@
+"""How much may be chosen, and how it is shared out.
+
+A selector puts rows in an *order of choice*.  A ``Quota`` re-interleaves that order so that every prefix holds the groups
+in the wanted shares; a ``Budget`` cuts the order where the money runs out.  Order, balance, cut: three steps, each on
+plain arrays, each nested (a smaller budget chooses a prefix of what a larger one chooses).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curate.exceptions import InputError
+
+_SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
+
+
+def parse_count(text: str | int | float) -> float:
+    """``"50M"`` → 50e6; ``"10_000"`` → 10000; numbers pass through."""
+    if isinstance(text, (int, float)) and not isinstance(text, bool):
+        return float(text)
+    found = re.fullmatch(r"\s*([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([kmbgKMBG]?)\s*", str(text))
+    if not found:
+        raise InputError(f"a count was asked, {text!r} was found; write 5000, '10k' or '50M'.")
+    return float(found[1].replace("_", "").replace(",", "")) * _SUFFIX[found[2].lower()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """A limit in rows, in a fraction of the pool's rows, or in tokens.  Exactly one is set."""
+
+    rows: int | None = None
+    """Number of rows k."""
+    fraction: float | None = None
+    """Share of the pool's rows, in (0, 1]; k = floor(fraction · n), at least 1."""
+    tokens: int | None = None
+    """Sum of the rows' costs that may not be exceeded (training tokens)."""
+
+    def __post_init__(self) -> None:
+        given = [n for n in ("rows", "fraction", "tokens") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise InputError(f"a budget is one of rows, fraction or tokens; found {', '.join(given) or 'none'}.")
+        if self.fraction is not None and not 0 < self.fraction <= 1:
+            raise InputError(f"a budget's fraction lies in (0, 1]; found {self.fraction}.")
+        for name in ("rows", "tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise InputError(f"a budget of {value} {name}: it must be 0 or more.")
+
+    @classmethod
+    def parse(cls, value: Budget | int | float | str | Mapping[str, object]) -> Budget:
+        """Read ``5000``, ``"10k"``, ``"10%"``, ``"50M tokens"`` or ``{"tokens": "50M"}``."""
+        if isinstance(value, Budget):
+            return value
+        if isinstance(value, Mapping):
+            unknown = set(value) - {"rows", "fraction", "tokens"}
+            if unknown:
+                raise InputError(f"a budget has rows, fraction or tokens; found {', '.join(map(str, sorted(unknown)))}.")
+            fraction = value.get("fraction")
+            return cls(
+                rows=_whole(value.get("rows"), "rows"),
+                fraction=None if fraction is None else float(str(fraction)),
+                tokens=_whole(value.get("tokens"), "tokens"),
+            )
+        if isinstance(value, str):
+            text = value.strip()
+            if text.endswith("%"):
+                try:
+                    return cls(fraction=float(text[:-1]) / 100)
+                except ValueError:
+                    raise InputError(f"a budget in percent was asked, {value!r} was found; write '10%'.") from None
+            if text.lower().endswith("tokens"):
+                return cls(tokens=_whole(text[: -len("tokens")], "tokens"))
+            if text.lower().endswith("rows"):
+                return cls(rows=_whole(text[: -len("rows")], "rows"))
+        if isinstance(value, float) and not value.is_integer():
+            raise InputError(f"a budget of {value} rows: write '{value:.0%}' for a fraction, or a whole number of rows.")
+        return cls(rows=_whole(value, "rows"))
+
+    def __str__(self) -> str:
+        if self.rows is not None:
+            return f"{self.rows:,} rows"
+        if self.fraction is not None:
+            return f"{self.fraction:.4g} of the rows"
+        return f"{self.tokens:,} tokens"
+
+    def limit(self, n: int) -> int | None:
+        """Rows asked of a pool of ``n``, or None for a token budget."""
+        if self.rows is not None:
+            return self.rows
+        if self.fraction is not None:
+            return max(1, math.floor(self.fraction * n + 1e-9)) if n else 0
+        return None
+
+
+def _whole(value: object, unit: str) -> int | None:
+    if value is None:
+        return None
+    number = parse_count(value)  # type: ignore[arg-type]
+    if not number.is_integer():
+        raise InputError(f"a budget of {value} {unit}: a whole number was asked.")
+    return int(number)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quota:
+    """The shares in which groups take part, at every prefix of the order of choice."""
+
+    shares: Literal["uniform", "proportional", "tempered"] | Mapping[str, float] = "uniform"
+    """``uniform``: every group the same; ``proportional``: by its cost in the pool; ``tempered``: that to the power
+    1/``temperature``; or a mapping group → weight (a group left out gets nothing)."""
+    temperature: float = 2.0
+    """τ of the tempered shares: 1 is proportional, ∞ uniform."""
+
+    def weights(self, names: list[str], totals: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return one weight per group name; ``totals`` are the groups' costs in the pool."""
+        if isinstance(self.shares, Mapping):
+            unknown = sorted(set(self.shares) - set(names))
+            if unknown:
+                raise InputError(f"quota names groups {unknown} that the pool does not hold; it holds {sorted(names)}.")
+            weights = np.array([float(self.shares.get(name, 0.0)) for name in names])
+        elif self.shares == "uniform":
+            weights = np.ones(len(names))
+        elif self.shares == "proportional":
+            weights = totals.copy()
+        elif self.shares == "tempered":
+            if not self.temperature > 0:
+                raise InputError(f"quota: a temperature above 0 was asked, {self.temperature} was found.")
+            weights = totals ** (1.0 / self.temperature)
+        else:
+            raise InputError(f"quota: shares are uniform, proportional, tempered or a mapping; found {self.shares!r}.")
+        if len(names) and (not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() <= 0):
+            raise InputError("quota: every share must be a finite number of at least 0, and one must be above 0.")
+        return weights
+
+
+def interleave(
+    groups: NDArray[np.int64], weights: NDArray[np.float64], cost: NDArray[np.float64] | None = None
+) -> NDArray[np.int64]:
+    """Re-order rows so that every prefix holds the groups in proportion to ``weights``.
+
+    The rows come in order of choice.  The row that brings its group from cost c to c + w takes the place
+    ``(c + w/2) / weight``, and places are sorted (ties: the earlier row).  With unit costs this is the Sainte-Laguë
+    (Webster) divisor method, so a prefix of k rows apportions k without bias, sums to k exactly, and growing k never
+    takes a row away.  A group that runs dry simply stops taking part: its share goes to the others, by their weights.
+
+    Parameters
+    ----------
+    groups : int array (n,), the group of each row, rows in order of choice.
+    weights : float array (number of groups,); a group of weight 0 is left out.
+    cost : float array (n,), at least 0; ones when None.
+
+    Returns
+    -------
+    int array of positions into the input, at most n long.
+    """
+    groups = np.asarray(groups, dtype=np.int64)
+    n = groups.size
+    cost = np.ones(n) if cost is None else np.asarray(cost, dtype=np.float64)
+    by_group = np.argsort(groups, kind="stable")
+    running = np.cumsum(cost[by_group])
+    starts = np.flatnonzero(np.r_[True, groups[by_group][1:] != groups[by_group][:-1]]) if n else np.empty(0, np.int64)
+    before = np.r_[0.0, running][starts]  # cost of everything ahead of each group's first row
+    base = np.repeat(before, np.diff(np.r_[starts, n]))
+    middle = np.empty(n)
+    middle[by_group] = running - base - cost[by_group] / 2
+    share = np.asarray(weights, dtype=np.float64)[groups] if n else np.empty(0)
+    taking_part = np.flatnonzero(share > 0)
+    place = middle[taking_part] / share[taking_part]
+    return taking_part[np.argsort(place, kind="stable")]
+
+
+def cut(order: NDArray[np.int64], budget: Budget, n: int, cost: NDArray[np.float64] | None, *, caller: str) -> int:
+    """Return how many rows of ``order`` the budget pays for.
+
+    In rows: exactly k.  In tokens: the longest prefix whose costs sum to at most the budget (a prefix, so budgets nest;
+    at most one row's cost stays unspent).
+    """
+    k = budget.limit(n)
+    if k is not None:
+        if k > order.size:
+            left = "" if order.size == n else f" of which {order.size} may be chosen"
+            raise InputError(
+                f"{caller}: k={k} rows asked of a pool of n={n}{left}; lower the budget, loosen what comes before, or widen the pool."
+            )
+        return k
+    if cost is None:
+        raise InputError(f"{caller}: a budget in tokens needs the rows' costs; pass cost=, one number of tokens a row.")
+    assert budget.tokens is not None
+    spent = np.cumsum(cost[order])
+    if spent.size and budget.tokens > 0 and spent[-1] < budget.tokens:
+        raise InputError(
+            f"{caller}: {budget.tokens:,} tokens asked of a pool that holds {int(spent[-1]):,}; lower the budget or widen the pool."
+        )
+    k = int(np.searchsorted(spent, budget.tokens, side="right"))
+    if k == 0 and budget.tokens > 0 and spent.size:
+        raise InputError(
+            f"{caller}: the first row of choice alone costs {int(spent[0]):,} tokens, the budget is {budget.tokens:,}; raise it."
+        )
+    return k

@@ -1,0 +1,1 @@
+"""Models that scorers ask: backends behind one contract."""

@@ -1,0 +1,1 @@
+"""Arrays in, arrays out: no Parquet, no Dask, no model."""

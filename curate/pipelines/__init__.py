@@ -1,0 +1,1 @@
+"""The run: plan, execute on Dask, store, decide, export."""

@@ -1,0 +1,1 @@
+"""Reports and cards about a run."""
