@@ -209,7 +209,8 @@ def read_training_rows(data: str, pool_dir: Path, overlap: float) -> tuple[list[
     """Permissive rows, in id order, less the example pool and its near-copies."""
     allowed = pl.lit(False)
     for source, task in TRAINING_SOURCES:
-        allowed |= (pl.col("source") == source) & (pl.lit(task is None) | (pl.col("task") == task))
+        same_task = pl.lit(True) if task is None else pl.col("task") == task
+        allowed |= (pl.col("source") == source) & same_task
     rows = pl.read_parquet(data).filter(allowed).sort("id").to_dicts()
     unexpected = {(r["source"], r["license"]) for r in rows} - {
         (r["source"], r["license"]) for r in rows if r["license"] in TRAINING_LICENSES
