@@ -1,0 +1,214 @@
+"""Runs tasks: in this process, on a local cluster of worker processes, or on a Dask scheduler that is already there.
+
+A task is ``function(*args)`` over the path of one shard; workers read and write files themselves, so only small results
+travel.  At most two tasks per worker are under way at a time, which keeps memory flat however many shards there are.
+A task may be run again after its worker died: tasks are pure, and files appear whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from curate.exceptions import CurateError, SchedulerError, StageError
+
+Task = tuple[str, Callable[..., Any], tuple[Any, ...]]
+"""(name, function, arguments)"""
+
+
+class Executor(ABC):
+    """Runs tasks and yields (name, result) as they finish."""
+
+    workers: int = 1
+
+    @abstractmethod
+    def map(self, tasks: Iterable[Task]) -> Iterator[tuple[str, Any]]:
+        """Run the tasks; the first failure stops the rest and raises."""
+
+    def close(self) -> None:
+        """Let go of the workers."""
+
+    def __enter__(self) -> Executor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Synchronous(Executor):
+    """One task after another, in this process: for debugging, and for very small pools."""
+
+    def map(self, tasks: Iterable[Task]) -> Iterator[tuple[str, Any]]:
+        for name, function, args in tasks:
+            yield name, _guard(name, function, *args)
+
+    def close(self) -> None:
+        from curate.pipelines.worker import close_scorers
+
+        close_scorers()
+
+
+def _guard(name: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Run a task; name the shard in whatever goes wrong."""
+    try:
+        return function(*args)
+    except CurateError as error:
+        if isinstance(error, StageError):
+            raise StageError(f"{name}: {error}") from error
+        raise
+    except MemoryError as error:
+        raise StageError(f"{name}: out of memory; lower execution.shard_rows or the number of workers, then run again.") from error
+    except Exception as error:
+        raise StageError(f"{name}: {type(error).__name__}: {error}") from error
+
+
+class Distributed(Executor):
+    """A Dask cluster: local worker processes, or the scheduler at ``address``."""
+
+    def __init__(self, address: str | None = None, workers: int | None = None) -> None:
+        import dask
+        from distributed import Client, LocalCluster
+
+        # Model engines start child processes, which a daemonic worker may not.
+        dask.config.set(
+            {
+                "distributed.worker.daemon": False,
+                "distributed.scheduler.allowed-failures": 3,
+                "distributed.comm.timeouts.connect": "10s",
+                "distributed.worker.memory.target": False,
+                "distributed.worker.memory.spill": False,
+                "distributed.worker.memory.pause": False,
+                "distributed.worker.memory.terminate": False,
+            }
+        )
+        for noisy in ("distributed", "distributed.nanny", "distributed.scheduler", "distributed.worker", "distributed.core"):
+            logging.getLogger(noisy).setLevel(logging.CRITICAL)
+        self._cluster = None
+        if address is None:
+            workers = workers or usable_cores()
+            threads = max(1, usable_cores() // workers)
+            with _environment(OMP_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false", POLARS_MAX_THREADS=str(threads)):
+                try:
+                    self._cluster = LocalCluster(
+                        n_workers=workers,
+                        threads_per_worker=1,
+                        processes=True,
+                        memory_limit=0,
+                        dashboard_address=None,
+                        host="127.0.0.1",
+                        silence_logs=logging.CRITICAL,
+                    )
+                    self._client = Client(self._cluster, timeout="60s")
+                except (OSError, TimeoutError, RuntimeError) as error:
+                    raise SchedulerError(
+                        f"a local cluster of {workers} worker processes could not be started: {error}. "
+                        "Try --workers 1, or --scheduler sync."
+                    ) from error
+        else:
+            try:
+                self._client = Client(address, timeout="10s")
+            except (OSError, TimeoutError, ValueError) as error:
+                raise SchedulerError(
+                    f"no Dask scheduler answers at {address} ({type(error).__name__}). Start one with 'dask scheduler' and "
+                    "workers with 'dask worker', or leave --scheduler out for a local cluster."
+                ) from error
+        info = self._client.scheduler_info(n_workers=-1)
+        self.workers = len(info["workers"])
+        if address is not None and self.workers == 0:
+            self._client.close()
+            raise SchedulerError(f"the scheduler at {address} has no workers; start some with 'dask worker {address}'.")
+
+    @property
+    def client(self) -> Any:
+        return self._client
+
+    def map(self, tasks: Iterable[Task]) -> Iterator[tuple[str, Any]]:
+        from distributed import as_completed
+        from distributed.client import FutureCancelledError
+        from distributed.comm import CommClosedError
+        from distributed.scheduler import KilledWorker
+
+        queue = iter(tasks)
+        running: dict[Any, str] = {}
+        done = as_completed()
+        failed = False
+
+        def submit() -> None:
+            for name, function, args in queue:
+                future = self._client.submit(_guard, name, function, *args, pure=False, retries=0)
+                running[future] = name
+                done.add(future)
+                return
+
+        try:
+            for _ in range(2 * max(1, self.workers)):
+                submit()
+            while running:
+                future = next(done)
+                name = running.pop(future)
+                result = future.result()
+                future.release()
+                submit()
+                yield name, result
+        except KilledWorker as error:
+            failed = True
+            raise StageError(
+                f"{name}: the worker processes that tried it died (most often: out of memory). Lower execution.shard_rows "
+                "or the number of workers, then run again: finished shards are kept."
+            ) from error
+        except (FutureCancelledError, CommClosedError, TimeoutError) as error:
+            failed = True
+            raise SchedulerError(
+                f"the Dask scheduler went away while {len(running) + 1} shards were under way ({type(error).__name__}). "
+                "Run the same command again: finished shards are kept."
+            ) from error
+        except BaseException:
+            failed = True
+            raise
+        finally:
+            if failed or running:
+                with contextlib.suppress(Exception):
+                    self._client.cancel(list(running), force=True)
+
+    def close(self) -> None:
+        from curate.pipelines.worker import close_scorers
+
+        with contextlib.suppress(Exception):
+            if self._client.status == "running":
+                self._client.run(close_scorers)
+        with contextlib.suppress(Exception):
+            self._client.close(timeout=5)
+        if self._cluster is not None:
+            with contextlib.suppress(Exception):
+                self._cluster.close(timeout=10)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use (its CPU set, not the machine's count)."""
+    try:
+        return max(1, len(os.sched_getaffinity(0)))
+    except AttributeError:
+        return max(1, os.cpu_count() or 1)
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Set variables that are not set, for the processes started inside; put things back after."""
+    added = [k for k in values if k not in os.environ]
+    os.environ.update({k: values[k] for k in added})
+    try:
+        yield
+    finally:
+        for k in added:
+            os.environ.pop(k, None)
+
+
+def executor(scheduler: str | None, workers: int | None) -> Executor:
+    """Return the executor that ``--scheduler`` names: None or "local", "sync", or an address."""
+    if scheduler == "sync":
+        return Synchronous()
+    return Distributed(None if scheduler in (None, "local") else scheduler, workers)

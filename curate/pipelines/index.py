@@ -1,0 +1,130 @@
+"""Which example is which: exact duplicates, and the order that everything after works in.
+
+Two orders matter.  *Reading order* (sources as the recipe lists them, files by path, rows as they stand) decides which copy
+of a duplicate represents it: the first.  *Canonical order* (by content key) is the order in which selectors see the pool:
+it depends on nothing but content, so no sharding and no worker count can change a choice, and a tie that "goes to the
+lowest row" goes to a row that is lowest by a hash, not to whatever file came first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curate.exceptions import SchemaError
+from curate.pipelines.fingerprint import fingerprint
+from curate.pipelines.store import Store
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of examples."""
+
+    name: str
+    group: str
+    start: int
+    """Reading-order number of its first row."""
+    rows: int
+    digest: str
+    chars: int
+
+    @property
+    def stem(self) -> str:
+        return self.name.removesuffix(".parquet")
+
+
+@dataclass(frozen=True)
+class Index:
+    parts: tuple[Part, ...]
+    pool: NDArray[np.int64]
+    """(n,) reading-order numbers of the examples that are no duplicates, in canonical order."""
+    representative: NDArray[np.int64]
+    """(rows,) for each example in reading order, the number of the example that represents it (itself, if it is no copy)."""
+    fields: tuple[str, ...]
+    tools: bool
+
+    @property
+    def n(self) -> int:
+        return self.pool.size
+
+    @property
+    def rows(self) -> int:
+        return self.representative.size
+
+    @cached_property
+    def place(self) -> NDArray[np.int64]:
+        """(rows,) canonical place of each example in reading order; -1 for a copy."""
+        place = np.full(self.rows, -1, dtype=np.int64)
+        place[self.pool] = np.arange(self.n)
+        return place
+
+    def kept(self, part: Part) -> NDArray[np.bool_]:
+        """(part.rows,) False for copies."""
+        span = np.arange(part.start, part.start + part.rows)
+        return self.representative[part.start : part.start + part.rows] == span
+
+    def digest(self, part: Part) -> str:
+        """Digest of the rows of a part that are scored."""
+        return fingerprint(part.digest, np.packbits(self.kept(part)).tobytes().hex())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint([(p.name, self.digest(p)) for p in self.parts])
+
+
+def build_index(store: Store, accounts: dict[str, dict[str, Any]]) -> Index:
+    """Find exact duplicates over all parts and order the pool, from the keys alone (24 bytes a row).
+
+    Raises
+    ------
+    SchemaError
+        If two different conversations carry the same id of the user's.
+    """
+    parts: list[Part] = []
+    keys: list[NDArray[Any]] = []
+    fields: set[str] = set()
+    tools = own_ids = False
+    start = 0
+    for group in sorted(accounts):
+        with store.fs.open(store.path(".curate", "keys", f"{group}.npy"), "rb") as handle:
+            keys.append(np.load(handle, allow_pickle=False))
+        for part in accounts[group]["parts"]:
+            parts.append(Part(part["name"], group, start, part["rows"], part["digest"], part["chars"]))
+            start += part["rows"]
+            fields.update(part["fields"])
+            tools |= part["tools"]
+            own_ids |= part["own_ids"]
+    key = np.concatenate(keys) if keys else np.empty((0, 2), dtype=">u8")
+    key = key.astype(np.uint64)
+    order = np.lexsort((key[:, 1], key[:, 0]))  # stable: copies stay in reading order
+    ordered = key[order]
+    first = np.ones(order.size, dtype=bool)
+    first[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    representative = np.empty(order.size, dtype=np.int64)
+    representative[order] = order[first][np.cumsum(first) - 1] if order.size else order
+    index = Index(tuple(parts), order[first], representative, tuple(f for f in sorted(fields)), tools)
+    if own_ids:
+        _check_ids(store, index)
+    return index
+
+
+def _check_ids(store: Store, index: Index) -> None:
+    """An id names one conversation: refuse a pool in which one id stands for two."""
+    import polars as pl
+
+    frames = []
+    for part in index.parts:
+        ids = store.read_table("examples", part.name, columns=["id", "file", "row"])
+        frames.append(pl.from_arrow(ids.filter(index.kept(part))))
+    pool = pl.concat(frames)
+    clash = pool.filter(pl.col("id").is_duplicated()).sort("id", maintain_order=True)
+    if clash.height:
+        a, b = clash.row(0), clash.row(1)
+        raise SchemaError(
+            f"the id {a[0]!r} names two different conversations ({a[1]} row {a[2]}, {b[1]} row {b[2]}); "
+            f"{clash['id'].n_unique()} ids clash. Leave 'id:' out of the source to use ids made from content."
+        )

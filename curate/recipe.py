@@ -1,0 +1,471 @@
+"""The recipe: a typed document that names sources, scorers, combinations, selection steps and the output.
+
+A recipe is YAML (by a safe loader) or the same thing built in Python.  Everything in it is checked before anything runs:
+unknown keys (with the nearest valid one), types, references between parts.  An error names the file and the line.
+
+    sources:  [{path: data/*.parquet}]
+    scorers:  {likelihood: {use: likelihood, model: ./model}, ngrams: {use: hashed-ngrams}}
+    combine:  {quality: {method: rank, of: {likelihood: 1, heuristics.repetition: 0.5}}}
+    select:   [{use: kmq, features: ngrams, quality: quality, budget: 10%}]
+    output:   {shard_rows: 100000}
+
+Paths of sources are relative to the recipe's own folder.  So is a parameter called ``model`` that starts with ``./`` or
+``../``; any other model is a Hub name or an absolute path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from curate import registry
+from curate.budget import Budget, Quota
+from curate.exceptions import CurateError, InputError, RecipeError
+
+if TYPE_CHECKING:
+    from curate.base import Column, Scorer, Selector
+    from curate.connectors.source import Source
+    from curate.pipelines.run import Run
+
+Path_ = tuple[str | int, ...]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\Z")
+STEP_KEYS = ("use", "name", "on", "features", "quality", "groups", "budget", "cost", "quota", "nulls")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+
+class Combination(_Strict):
+    """Several score columns made into one."""
+
+    method: Literal["rank", "zscore", "minmax", "topsis"]
+    of: dict[str, float]
+    """Column reference → weight, above 0.  Directions come from the columns' ``higher_is_better``."""
+    directions: dict[str, Literal["higher", "lower"]] = {}
+    """For columns that have no direction of their own, or to overrule it."""
+
+
+class QuotaSpec(_Strict):
+    """Shares of the groups in what is chosen."""
+
+    by: Literal["source", "group"] = "source"
+    shares: Literal["uniform", "proportional", "tempered"] | dict[str, float] = "uniform"
+    temperature: float = 2.0
+
+
+class Output(_Strict):
+    """How the result is written."""
+
+    shard_rows: int = Field(default=100_000, ge=1)
+    """Rows per file of dataset/."""
+    split: str = Field(default="train", pattern=r"^[A-Za-z0-9_]+$")
+    """Name of the split; the files are called SPLIT-00000-of-0000N.parquet."""
+
+
+class Execution(_Strict):
+    """How the run is executed; nothing here changes a result."""
+
+    workers: int | None = Field(default=None, ge=1)
+    """Worker processes of the local cluster; the number of usable cores when absent."""
+    shard_rows: int = Field(default=2048, ge=1)
+    """Examples per shard: the unit of work, of resuming and of progress."""
+
+
+class _Document(_Strict):
+    """The outline; scorers and steps are checked one by one against the class that they name."""
+
+    name: str | None = None
+    seed: int = Field(default=0, ge=0)
+    run: str | None = None
+    sources: list[dict[str, Any]] = Field(min_length=1)
+    scorers: dict[str, dict[str, Any]] = {}
+    combine: dict[str, Combination] = {}
+    select: list[dict[str, Any]] = []
+    output: Output = Output()
+    execution: Execution = Execution()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One selection step: a selector, what it looks at, and how much it may keep."""
+
+    name: str
+    selector: Selector
+    on: str | None
+    features: str | None
+    quality: str | None
+    groups: str | None
+    budget: Budget | None
+    cost: str | None
+    quota: QuotaSpec | None
+    nulls: Literal["drop", "stop"]
+
+
+class Recipe:
+    """A checked recipe.
+
+    Build it with ``Recipe.load(path)``, ``Recipe.from_dict(document)``, or ``Recipe(sources=..., scorers=..., select=...)``.
+    """
+
+    def __init__(self, **document: Any) -> None:
+        self._init(document, marks={}, file=None, base=Path.cwd())
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+        """Read a YAML recipe; ``overrides`` are dotted keys (``select.0.budget``) set before it is checked.
+
+        Raises
+        ------
+        RecipeError
+            With ``file:line``, what was asked, what was found and the nearest valid word.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            near = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+            hint = f"; {path.parent or '.'} holds {', '.join(near[:8])}" if near else ""
+            raise RecipeError(f"no recipe at {path}{hint}.") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path} cannot be read as a recipe: {error}") from error
+        document, marks = _load_yaml(text, path)
+        for key, value in (overrides or {}).items():
+            _override(document, key, value)
+        self = cls.__new__(cls)
+        self._init(document, marks=marks, file=path, base=path.parent.resolve())
+        return self
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any], base: str | Path = ".") -> Recipe:
+        """Check a document that is already in memory; relative paths are relative to ``base``."""
+        self = cls.__new__(cls)
+        self._init(dict(document), marks={}, file=None, base=Path(base).resolve())
+        return self
+
+    def _init(self, document: dict[str, Any], *, marks: dict[Path_, int], file: Path | None, base: Path) -> None:
+        self._marks, self.file, self.base = marks, file, base
+        try:
+            self._doc = _Document.model_validate(document)
+        except ValidationError as error:
+            raise self._explain(error, (), document) from None
+        self.name = self._doc.name or (file.stem if file else "recipe")
+        if not _NAME.match(self.name):
+            raise self.error(("name",), f"name {self.name!r}: letters, digits, - and _ were asked.")
+        self.seed, self.output, self.execution = self._doc.seed, self._doc.output, self._doc.execution
+        self.combine = self._doc.combine
+        self.run_dir = self._doc.run
+        self.sources: list[Source] = self._sources()
+        self.scorers: dict[str, Scorer] = self._scorers()
+        self._columns()  # names clash early
+        self._combinations()
+        self.steps: list[Step] = [self._step(i, dict(spec)) for i, spec in enumerate(self._doc.select)]
+
+    # -- errors ------------------------------------------------------------------------------------------------------
+
+    def error(self, at: Path_, message: str) -> RecipeError:
+        """Return an error that points at the line where ``at`` (or its nearest parent) stands."""
+        line = next((self._marks[at[:n]] for n in range(len(at), -1, -1) if at[:n] in self._marks), None)
+        where = None if self.file is None else f"{self.file}:{line}" if line else str(self.file)
+        return RecipeError(message, where=where)
+
+    def _explain(self, error: ValidationError, at: Path_, given: Any, known: list[str] | None = None) -> RecipeError:
+        lines = []
+        first = error.errors()[0]
+        for item in error.errors():
+            loc = tuple(p for p in item["loc"] if isinstance(p, (str, int)))
+            dotted = ".".join(map(str, (*at, *loc)))
+            if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+                valid = known or _valid_keys(loc)
+                near = registry.nearest(str(loc[-1]), valid)
+                lines.append(f"unknown key {dotted!r}{near} Valid: {', '.join(valid)}.")
+            elif item["type"] in ("missing", "missing_argument"):
+                lines.append(f"{dotted!r} is missing.")
+            else:
+                found = item.get("input")
+                lines.append(f"{dotted!r}: {item['msg'][0].lower()}{item['msg'][1:]}; found {found!r}.")
+        loc = tuple(p for p in first["loc"] if isinstance(p, (str, int)))
+        return self.error((*at, *loc), "\n".join(dict.fromkeys(lines)))
+
+    def _build(self, cls: type, params: dict[str, Any], at: Path_) -> Any:
+        """Build a dataclass from recipe parameters, with types checked and unknown keys refused."""
+        known = [f.name for f in dataclasses.fields(cls) if f.init]
+        unknown = [k for k in params if k not in known]
+        if unknown:
+            near = registry.nearest(unknown[0], known)
+            dotted = ".".join(map(str, (*at, unknown[0])))
+            raise self.error((*at, unknown[0]), f"unknown key {dotted!r}{near} Valid: {', '.join(known) or 'none'}.")
+        try:
+            checked = TypeAdapter(cls).validate_python(params)
+        except ValidationError as error:
+            raise self._explain(error, at, params, known) from None
+        except CurateError as error:
+            raise self.error(at, str(error)) from error
+        return checked
+
+    # -- the parts ---------------------------------------------------------------------------------------------------
+
+    def _resolve(self, path: str) -> str:
+        return path if "://" in path or os.path.isabs(path) else str(self.base / path)
+
+    def _sources(self) -> list[Source]:
+        from curate.connectors.source import Source
+
+        out = []
+        for i, spec in enumerate(self._doc.sources):
+            source = self._build(Source, dict(spec), ("sources", i))
+            paths = [source.path] if isinstance(source.path, str) else list(source.path)
+            resolved = [self._resolve(p) for p in paths]
+            out.append(dataclasses.replace(source, path=resolved[0] if isinstance(source.path, str) else resolved))
+        return out
+
+    def _scorers(self) -> dict[str, Scorer]:
+        out: dict[str, Scorer] = {}
+        for name, spec in self._doc.scorers.items():
+            at: Path_ = ("scorers", name)
+            if not _NAME.match(name):
+                raise self.error(at, f"scorer name {name!r}: letters, digits, - and _ were asked.")
+            params = dict(spec)
+            word = params.pop("use", name)
+            try:
+                cls = registry.find("scorers", str(word))
+            except InputError as error:
+                raise self.error((*at, "use"), str(error)) from None
+            model = params.get("model")
+            if isinstance(model, str) and model.startswith(("./", "../")):
+                params["model"] = os.path.normpath(self.base / model)
+            out[name] = self._build(cls, params, at)
+        return out
+
+    @cached_property
+    def columns(self) -> dict[str, Column]:
+        """Every score column by its full reference, "stage.column"."""
+        return {f"{n}.{c.name}": c for n, s in self.scorers.items() for c in s.columns}
+
+    def _columns(self) -> None:
+        for name in self.combine:
+            if name in self.scorers:
+                raise self.error(("combine", name), f"{name!r} is the name of a scorer and of a combination; rename one.")
+            if not _NAME.match(name):
+                raise self.error(("combine", name), f"combination name {name!r}: letters, digits, - and _ were asked.")
+
+    def _combinations(self) -> None:
+        for name, spec in self.combine.items():
+            resolved = {}
+            for ref, weight in spec.of.items():
+                at: Path_ = ("combine", name, "of", ref)
+                full = self.reference(ref, at, combinations=False)
+                if not weight > 0:
+                    raise self.error(at, f"weight {weight} of {ref!r}: a number above 0 was asked; directions say which way is better.")
+                resolved[full] = weight
+                if self.columns[full].higher_is_better is None and ref not in spec.directions and full not in spec.directions:
+                    raise self.error(
+                        at,
+                        f"{full!r} has no better direction of its own; add to combine.{name}: directions: {{{ref}: higher}} (or lower).",
+                    )
+            for ref in spec.directions:
+                if self.reference(ref, ("combine", name, "directions", ref), combinations=False) not in resolved:
+                    raise self.error(("combine", name, "directions", ref), f"a direction for {ref!r}, which is not among 'of'.")
+            if not resolved:
+                raise self.error(("combine", name, "of"), "a combination of no columns.")
+
+    def reference(self, ref: str, at: Path_, *, combinations: bool = True) -> str:
+        """Return the full name of a score column: "stage" means its first column."""
+        if combinations and ref in self.combine:
+            return ref
+        stage, _, column = ref.partition(".")
+        if stage in self.scorers:
+            scorer = self.scorers[stage]
+            known = [c.name for c in scorer.columns]
+            column = column or known[0]
+            if column in known:
+                spec = scorer.columns[known.index(column)]
+                if spec.dtype.startswith("float32["):
+                    raise self.error(at, f"{ref!r} is a feature vector; a score column was asked.")
+                return f"{stage}.{column}"
+            raise self.error(at, f"{stage!r} writes no column {column!r}{registry.nearest(column, known)} It writes: {', '.join(known)}.")
+        known = [*self.scorers, *(self.combine if combinations else ())]
+        raise self.error(
+            at, f"no scorer{' or combination' if combinations else ''} is called {stage!r}{registry.nearest(stage, known)} Known: {', '.join(known) or 'none'}."
+        )
+
+    def direction(self, ref: str) -> bool | None:
+        """Whether a higher value of a column or combination is better."""
+        return True if ref in self.combine else self.columns[ref].higher_is_better
+
+    def _step(self, i: int, spec: dict[str, Any]) -> Step:
+        at: Path_ = ("select", i)
+        if "use" not in spec:
+            raise self.error(at, f"select.{i} names no selector; add 'use: …' ({', '.join(registry.names('selectors'))}).")
+        try:
+            cls = registry.find("selectors", str(spec["use"]))
+        except InputError as error:
+            raise self.error((*at, "use"), str(error)) from None
+        params = {k: v for k, v in spec.items() if k not in STEP_KEYS}
+        fields = [f.name for f in dataclasses.fields(cls)]
+        for key in params:
+            if key not in fields:
+                valid = [*fields, *STEP_KEYS]
+                raise self.error(
+                    (*at, key), f"unknown key 'select.{i}.{key}'{registry.nearest(key, valid)} Valid: {', '.join(valid)}."
+                )
+        if "seed" in fields and "seed" not in params:
+            params["seed"] = self.seed
+        refs: dict[str, str | None] = {}
+        for key in ("on", "quality", "cost"):
+            value = spec.get(key)
+            refs[key] = None if value is None else self.reference(str(value), (*at, key))
+        if cls.x_name == "scores" and refs["on"] is None:
+            raise self.error(at, f"{spec['use']} chooses by a score; add 'on: SCORER' or 'on: SCORER.COLUMN'.")
+        if cls.x_name != "scores" and refs["on"] is not None:
+            raise self.error((*at, "on"), f"{spec['use']} chooses by {cls.x_name}, not by a score; drop 'on'.")
+        if "largest" in fields and "largest" not in params and refs["on"] and self.direction(refs["on"]) is False:
+            params["largest"] = False  # the column says that lower is better
+        features = spec.get("features")
+        if cls.x_name == "features":
+            vectors = [n for n, s in self.scorers.items() if s.columns[0].dtype.startswith("float32[")]
+            if features is None and len(vectors) == 1:
+                features = vectors[0]
+            if features not in vectors:
+                raise self.error(
+                    (*at, "features"),
+                    f"{spec['use']} needs features: one of {', '.join(vectors) or '(no feature scorer in this recipe; add e.g. ngrams: {use: hashed-ngrams})'}; found {features!r}.",
+                )
+        elif features is not None:
+            raise self.error((*at, "features"), f"{spec['use']} looks at no features; drop 'features'.")
+        try:
+            budget = None if spec.get("budget") is None else Budget.parse(spec["budget"])
+            quota = None if spec.get("quota") is None else QuotaSpec.model_validate(spec["quota"])
+            if quota is not None:
+                Quota(shares=quota.shares, temperature=quota.temperature)
+        except ValidationError as error:
+            raise self._explain(error, (*at, "quota"), spec["quota"], list(QuotaSpec.model_fields)) from None
+        except InputError as error:
+            raise self.error((*at, "budget"), str(error)) from None
+        if budget is not None and budget.tokens is not None and refs["cost"] is None:
+            tokens = [f"{n}.{c.name}" for n, s in self.scorers.items() for c in s.columns if c.unit == "tokens"]
+            stages = {t.partition(".")[0] for t in tokens}
+            if len(stages) != 1:
+                raise self.error(
+                    (*at, "budget"),
+                    "a budget in tokens needs the rows' token counts: add 'cost: STAGE.COLUMN' "
+                    f"(columns counted in tokens: {', '.join(tokens) or 'none; add length: {use: length, model: …}'}).",
+                )
+            refs["cost"] = tokens[0]
+        groups = spec.get("groups")
+        if groups is None and cls.needs_groups:
+            groups = "prompt"
+        if groups not in (None, "prompt", "source", "group"):
+            raise self.error((*at, "groups"), f"groups are prompt, source or group; found {groups!r}.")
+        nulls = spec.get("nulls", "drop")
+        if nulls not in ("drop", "stop"):
+            raise self.error((*at, "nulls"), f"nulls is drop or stop; found {nulls!r}.")
+        name = str(spec.get("name") or f"{i + 1}-{spec['use']}")
+        return Step(
+            name=name,
+            selector=self._build(cls, params, at),
+            features=features,
+            groups=groups,
+            budget=budget,
+            quota=quota,
+            nulls=nulls,
+            **refs,
+        )
+
+    # -- faces -------------------------------------------------------------------------------------------------------
+
+    def document(self) -> dict[str, Any]:
+        """Return the recipe as written, with defaults filled in."""
+        return self._doc.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.document(), sort_keys=False, allow_unicode=True)
+
+    def run(self, directory: str | Path | None = None, **options: Any) -> Run:
+        """Run the whole pipeline into ``directory``; see ``curate.pipelines.run.Run``."""
+        from curate.pipelines.run import Run
+
+        run = Run(self, directory, **options)
+        run.execute()
+        return run
+
+
+def _valid_keys(loc: tuple[str | int, ...]) -> list[str]:
+    """Keys that the document allows beside an unknown one."""
+    model: Any = _Document
+    for part in loc[:-1]:
+        if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
+            annotation = model.model_fields[str(part)].annotation
+            args = getattr(annotation, "__args__", ())
+            model = next((a for a in (annotation, *args) if isinstance(a, type) and issubclass(a, BaseModel)), annotation)
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """The safe loader, and the line of every key and list item."""
+
+
+def _load_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[Path_, int]]:
+    marks: dict[Path_, int] = {}
+
+    def walk(node: yaml.Node, at: Path_) -> None:
+        marks.setdefault(at, node.start_mark.line + 1)
+        if isinstance(node, yaml.MappingNode):
+            seen = set()
+            for key, value in node.value:
+                word = str(key.value)
+                if word in seen:
+                    raise RecipeError(f"{word!r} stands twice.", where=f"{path}:{key.start_mark.line + 1}")
+                seen.add(word)
+                marks[(*at, word)] = key.start_mark.line + 1
+                walk(value, (*at, word))
+        elif isinstance(node, yaml.SequenceNode):
+            for i, value in enumerate(node.value):
+                walk(value, (*at, i))
+
+    try:
+        loader = _UniqueKeys(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                raise RecipeError("the recipe is empty; the least is 'sources: [{path: …}]'.", where=str(path))
+            walk(node, ())
+            document = loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise RecipeError(f"not valid YAML: {getattr(error, 'problem', None) or error}.", where=where) from None
+    if not isinstance(document, dict):
+        raise RecipeError(f"a mapping was asked (sources, scorers, select, …), {type(document).__name__} was found.", where=f"{path}:1")
+    return document, marks
+
+
+def _override(document: Any, dotted: str, value: Any) -> None:
+    """Set ``a.b.0.c`` in nested mappings and lists."""
+    *parents, last = dotted.split(".")
+    at = document
+    for depth, part in enumerate(parents):
+        try:
+            at = at[int(part)] if isinstance(at, list) else at.setdefault(part, {})
+        except (IndexError, ValueError, AttributeError):
+            raise RecipeError(f"--set {dotted}: there is no {'.'.join(parents[: depth + 1])!r} in the recipe.") from None
+    try:
+        if isinstance(at, list):
+            at[int(last)] = value
+        elif isinstance(at, dict):
+            at[last] = value
+        else:
+            raise ValueError
+    except (IndexError, ValueError):
+        raise RecipeError(f"--set {dotted}: there is no such place in the recipe.") from None
