@@ -1,0 +1,125 @@
+"""The ledger: one row for every input row, saying what became of it, at which stage, why, and by which number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from curate.pipelines.index import Index, Part
+from curate.pipelines.select import Verdicts
+from curate.pipelines.store import Store
+
+LEDGER_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string()),  # null for a rejected row: it never became an example
+        pa.field("decision", pa.string(), nullable=False),  # kept | dropped | corrected | duplicate | rejected
+        pa.field("stage", pa.string(), nullable=False),  # read, dedup, or the selection step
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("score_name", pa.string()),
+        pa.field("score", pa.float64()),
+        pa.field("threshold", pa.float64()),
+        pa.field("cluster", pa.int32()),
+        pa.field("order", pa.int64()),  # place in the order of choice, 0 first
+        pa.field("duplicate_of", pa.string()),
+        pa.field("source", pa.string()),
+        pa.field("group", pa.string()),
+        pa.field("file", pa.string(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("part", pa.int32(), nullable=False),
+    ]
+)
+
+
+def slices(index: Index, verdicts: Verdicts, part: Part) -> dict[str, NDArray[Any]]:
+    """Return the verdicts of one part's rows, in the part's order; copies carry their representative's place."""
+    span = slice(part.start, part.start + part.rows)
+    place = index.place[span]
+    own = index.place[index.representative[span]]
+    at = np.where(place >= 0, place, own)
+    return {
+        "copy": place < 0,
+        "of": index.representative[span],
+        "kept": verdicts.kept[at],
+        "step": verdicts.step[at],
+        "reason": verdicts.reason[at],
+        "score": verdicts.score[at],
+        "threshold": verdicts.threshold[at],
+        "cluster": verdicts.cluster[at],
+        "order": verdicts.order[at],
+    }
+
+
+def write_part(
+    store: Store, directory: str, name: str, rows: dict[str, NDArray[Any]], of_ids: list[str], reasons: list[str], steps: list[dict[str, Any]]
+) -> dict[str, int]:
+    """Write the ledger of one part of examples; return the count of each decision."""
+    examples = store.read_table("examples", name, columns=["id", "source", "group", "file", "row", "part"])
+    n = examples.num_rows
+    copy, kept = rows["copy"], rows["kept"] & ~rows["copy"]
+    decision = np.where(copy, "duplicate", np.where(kept, "kept", "dropped"))
+    step_names = np.array([*(s["name"] for s in steps), "select"], dtype=object)  # the last for step -1
+    score_names = np.array([*(s["score"] for s in steps), None], dtype=object)
+    reason_words = np.array(reasons, dtype=object)
+    duplicate_of = np.full(n, None, dtype=object)
+    duplicate_of[copy] = of_ids
+    nothing = copy | np.isnan(rows["score"])
+
+    def numbers(values: NDArray[Any], kind: pa.DataType, missing: NDArray[np.bool_]) -> pa.Array:
+        return pa.array(values, kind, mask=missing)
+
+    table = pa.table(
+        {
+            "id": examples.column("id"),
+            "decision": pa.array(decision, pa.string()),
+            "stage": pa.array(np.where(copy, "dedup", step_names[rows["step"]]), pa.string()),
+            "reason": pa.array(np.where(copy, "the same conversation as an earlier row", reason_words[rows["reason"]]), pa.string()),
+            "score_name": pa.array(np.where(nothing, None, score_names[rows["step"]]), pa.string()),
+            "score": numbers(rows["score"], pa.float64(), nothing),
+            "threshold": numbers(rows["threshold"], pa.float64(), copy | np.isnan(rows["threshold"])),
+            "cluster": numbers(rows["cluster"], pa.int32(), copy | (rows["cluster"] < 0)),
+            "order": numbers(rows["order"], pa.int64(), ~kept | (rows["order"] < 0)),
+            "duplicate_of": pa.array(duplicate_of, pa.string()),
+            "source": examples.column("source"),
+            "group": examples.column("group"),
+            "file": examples.column("file"),
+            "row": examples.column("row"),
+            "part": examples.column("part"),
+        }
+    ).cast(LEDGER_SCHEMA)
+    store.write_table(table.combine_chunks(), *directory.split("/"), name)
+    words, counts = np.unique(decision, return_counts=True)
+    return dict(zip(words.tolist(), counts.tolist(), strict=True))
+
+
+def write_rejected(store: Store, directory: str, group: str) -> dict[str, int]:
+    """Write the ledger of one group's rejected rows."""
+    name = f"part-{group}.parquet"
+    rejected = store.read_table("rejected", name, columns=["file", "row", "part", "reason", "detail"])
+    n = rejected.num_rows
+    reason = [r if d is None else f"{r}: {d}" for r, d in zip(*(rejected.column(c).to_pylist() for c in ("reason", "detail")), strict=True)]
+    columns = {f.name: pa.nulls(n, f.type) for f in LEDGER_SCHEMA}
+    columns.update(
+        decision=pa.array(["rejected"] * n),
+        stage=pa.array(["read"] * n),
+        reason=pa.array(reason, pa.string()),
+        file=rejected.column("file"),
+        row=rejected.column("row"),
+        part=rejected.column("part"),
+    )
+    store.write_table(pa.table(columns).cast(LEDGER_SCHEMA).combine_chunks(), *directory.split("/"), f"part-{group}-rejected.parquet")
+    return {"rejected": n}
+
+
+def representative_ids(store: Store, index: Index) -> dict[int, str]:
+    """Return reading-order number → id, for the examples that represent copies."""
+    wanted = np.unique(index.representative[index.place < 0])
+    out: dict[int, str] = {}
+    for part in index.parts:
+        lo, hi = np.searchsorted(wanted, [part.start, part.start + part.rows])
+        if hi > lo:
+            ids = store.read_table("examples", part.name, columns=["id"]).column(0).take(pa.array(wanted[lo:hi] - part.start))
+            out.update(zip(wanted[lo:hi].tolist(), ids.to_pylist(), strict=True))
+    return out

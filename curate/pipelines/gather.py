@@ -1,0 +1,108 @@
+"""Reads columns of the whole pool into plain arrays, in canonical order: what selectors are given.
+
+Only the columns that a step names are read, one part at a time; texts are never read.  A score is 8 bytes a row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from curate.pipelines.index import Index, Part
+from curate.pipelines.store import Store
+from curate.pipelines.worker import Stage
+
+
+def _positions(index: Index, part: Part) -> NDArray[np.int64]:
+    """Canonical places of a part's rows that are no copies, in the part's order."""
+    place = index.place[part.start : part.start + part.rows]
+    return place[place >= 0]
+
+
+def score_column(store: Store, index: Index, stage: Stage, column: str) -> NDArray[np.float64]:
+    """Return one score column, float64 (n,); NaN where a row was not scored."""
+    out = np.full(index.n, np.nan)
+    for part in index.parts:
+        table = store.read_table(*stage.directory.split("/"), part.name, columns=[column])
+        values = pc.cast(table.column(0), pa.float64())
+        out[_positions(index, part)] = values.to_numpy()
+    return out
+
+
+def reasons(store: Store, index: Index, stage: Stage) -> tuple[NDArray[np.int32], list[str]]:
+    """Return why rows were not scored: a code per row (-1: it was), and the words."""
+    codes = np.full(index.n, -1, dtype=np.int32)
+    words: dict[str, int] = {}
+    for part in index.parts:
+        column = store.read_table(*stage.directory.split("/"), part.name, columns=["reason"]).column(0).combine_chunks()
+        if column.null_count == len(column):
+            continue
+        at = _positions(index, part)
+        for i in np.flatnonzero(~np.asarray(column.is_null())):
+            codes[at[i]] = words.setdefault(column[int(i)].as_py(), len(words))
+    return codes, list(words)
+
+
+def labels(store: Store, index: Index, column: str) -> NDArray[np.int64]:
+    """Return an example column (source, group, prompt_key) as integer codes, (n,); and nothing else of it."""
+    return label_names(store, index, column)[0]
+
+
+def label_names(store: Store, index: Index, column: str) -> tuple[NDArray[np.int64], list[str]]:
+    """Return integer codes (n,) of an example column, and the name of each code, in sorted order of the names."""
+    codes = np.empty(index.n, dtype=np.int64)
+    seen: dict[object, int] = {}
+    for part in index.parts:
+        values = store.read_table("examples", part.name, columns=[column]).column(0)
+        values = values.filter(pa.array(index.kept(part))).combine_chunks().dictionary_encode()
+        local = np.array([seen.setdefault(v, len(seen)) for v in values.dictionary.to_pylist()], dtype=np.int64)
+        missing = values.indices.is_null()
+        idx = pc.fill_null(values.indices, 0).to_numpy(zero_copy_only=False)
+        mapped = local[idx] if local.size else np.zeros(len(values), dtype=np.int64)
+        if values.indices.null_count:
+            mapped = np.where(np.asarray(missing), seen.setdefault(None, len(seen)), mapped)
+        codes[_positions(index, part)] = mapped
+    keys = list(seen)
+    names = ["(none)" if k is None else k.hex() if isinstance(k, bytes) else str(k) for k in keys]
+    order = sorted(range(len(names)), key=names.__getitem__)
+    rank = np.empty(len(names), dtype=np.int64)
+    rank[order] = np.arange(len(names))
+    return (rank[codes] if names else codes), [names[i] for i in order]
+
+
+def features(store: Store, index: Index, stage: Stage) -> NDArray[np.float32]:
+    """Return the stage's vectors in canonical order, (n, d), as a memory map that lives in the run directory.
+
+    NaN rows are examples without a vector.  The map is rebuilt when the pool or the stage changed.
+    """
+    dim = int(stage.scorer.columns[0].dtype[len("float32[") : -1])
+    if not store.local:
+        out = np.empty((index.n, dim), dtype=np.float32)
+        _fill(store, index, stage, out)
+        return out
+    name = f"{stage.key}-{index.fingerprint}.npy"
+    path = store.path(".curate", "pool", name)
+    if not store.exists(".curate", "pool", name):
+        store.remove(".curate", "pool")
+        with store.writing(".curate", "pool", name) as handle:
+            np.lib.format.write_array_header_1_0(
+                handle, {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": (index.n, dim)}
+            )
+            offset = handle.tell()
+            handle.truncate(offset + index.n * dim * 4)
+            handle.flush()
+            if index.n:
+                out = np.memmap(handle.name, dtype=np.float32, mode="r+", offset=offset, shape=(index.n, dim))
+                _fill(store, index, stage, out)
+                out.flush()
+                del out
+            handle.seek(0, 2)
+    return np.load(path, mmap_mode="r") if index.n else np.empty((0, dim), dtype=np.float32)
+
+
+def _fill(store: Store, index: Index, stage: Stage, out: NDArray[np.float32]) -> None:
+    for part in index.parts:
+        with store.fs.open(store.path(*stage.directory.split("/"), f"{part.stem}.npy"), "rb") as handle:
+            out[_positions(index, part)] = np.load(handle, allow_pickle=False)

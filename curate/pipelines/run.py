@@ -1,0 +1,421 @@
+"""The run: recipe → directory.
+
+    sources ──read──► examples/ + rejected/ ──index──► pool (copies set aside)
+                          │                             │
+                          └──score, one stage each──► scores/ + features/ (sidecars, row by row)
+                                                        │
+                              select (steps on plain arrays, canonical order)
+                                                        │
+                                 decisions/ (every input row) + dataset/ + provenance/
+
+Each arrow can be cut at any moment and taken up again by the same command: a shard is finished when its mark is there, and
+its mark names everything that its content depends on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from curate import __version__
+from curate.exceptions import AccountingError, RunError, StageError
+from curate.pipelines import decide, export
+from curate.pipelines.executor import Executor, Task, executor
+from curate.pipelines.fingerprint import fingerprint
+from curate.pipelines.index import Index, build_index
+from curate.pipelines.ingest import Group, group_slices, ingest
+from curate.pipelines.progress import Progress
+from curate.pipelines.select import Verdicts, select
+from curate.pipelines.store import Store
+from curate.pipelines.worker import Stage, fit, score
+
+if TYPE_CHECKING:
+    from curate.connectors.recognise import Recognised
+    from curate.recipe import Recipe
+
+SELECT_VERSION = 1
+_PACKAGES = ("numpy", "pyarrow", "polars", "scikit-learn", "faiss-cpu", "dask", "distributed", "torch", "transformers")
+
+
+@dataclass
+class Run:
+    """A recipe and the directory that it fills.  ``execute`` continues wherever an earlier one stopped."""
+
+    recipe: Recipe
+    directory: str | Path | None = None
+    """Any fsspec URL; the recipe's ``run``, or ``runs/NAME`` here, when absent."""
+    scheduler: str | None = None
+    """None or "local", "sync", or the address of a Dask scheduler."""
+    workers: int | None = None
+    limit: int | None = None
+    """Read only the first rows of the sources: a rehearsal."""
+    quiet: bool = False
+    store: Store = field(init=False)
+    manifest: dict[str, Any] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        directory = self.directory or self.recipe.run_dir or f"runs/{self.recipe.name}"
+        self.store = Store(str(directory) if "://" in str(directory) else str(Path(directory).absolute()))
+        self.workers = self.workers or self.recipe.execution.workers
+        self._executor: Executor | None = None
+
+    # -- the whole ---------------------------------------------------------------------------------------------------
+
+    def execute(self, until: str = "write") -> dict[str, Any]:
+        """Do what is not done yet, and return the manifest.
+
+        ``until`` is "read", "score" or "write".
+
+        Raises
+        ------
+        RunDirectoryError
+            If the directory cannot be written, holds something else, or is in use by another run.
+        SchemaError, SourceError
+            If the sources cannot be understood.
+        StageError, SchedulerError, ModelError
+            If a stage cannot go on; what is finished stays.
+        AccountingError
+            If input rows and decisions do not add up.
+        """
+        recognised, groups = self._discover()
+        stages = self._identify()
+        progress = Progress(sys.stderr, quiet=self.quiet)
+        try:
+            self.store.claim(self.recipe.name)
+            with self.store.lock(), self._cluster():
+                self._begin(recognised)
+                for text in (r.text for r in recognised):
+                    progress.say(text)
+                accounts = self._read(groups, recognised, progress)
+                index = build_index(self.store, accounts)
+                self._account_reading(accounts, index)
+                if until != "read":
+                    stages = self._fit(stages, index, progress)
+                    for stage in stages.values():
+                        self._score(stage, index, progress)
+                if until == "write":
+                    self._write(accounts, index, stages, progress)
+                self._end("complete" if until == "write" else f"{until} complete")
+        finally:
+            progress.close()
+        return self.manifest
+
+    @contextlib.contextmanager
+    def _cluster(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            if self._executor is not None:
+                self._executor.close()
+                self._executor = None
+
+    def _map(self, tasks: list[Task]) -> Iterator[tuple[str, Any]]:
+        """Run tasks; workers are started when there is something to do for the first time."""
+        if not tasks:
+            return
+        if self._executor is None:
+            self._executor = executor(self.scheduler, self.workers)
+        yield from self._executor.map(tasks)
+
+    # -- before anything runs ----------------------------------------------------------------------------------------
+
+    def _discover(self) -> tuple[list[Recognised], list[Group]]:
+        from curate.connectors.discover import discover
+        from curate.connectors.recognise import recognise
+
+        slices = discover(self.recipe.sources)
+        recognised = [
+            recognise([s for s in slices if s.source == i], source) for i, source in enumerate(self.recipe.sources)
+        ]
+        groups = group_slices(
+            slices, self.recipe.sources, recognised, shard_rows=self.recipe.execution.shard_rows, limit=self.limit
+        )
+        return recognised, groups
+
+    def _identify(self) -> dict[str, Stage]:
+        """Name every scoring stage by all that its numbers depend on; loads no model, but finds out that it is there."""
+        return {
+            name: Stage(name, scorer, fingerprint("score", scorer.identity()), fitted=scorer.fit_rows > 0)
+            for name, scorer in self.recipe.scorers.items()
+        }
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def read_done(self, groups: list[Group]) -> dict[str, dict[str, Any]]:
+        """Return the accounts of the groups that are read already."""
+        done = self.store.read_jsons(".curate/done/read")
+        return {g.name: done[g.name] for g in groups if done.get(g.name, {}).get("fingerprint") == g.fingerprint}
+
+    def _read(self, groups: list[Group], recognised: list[Recognised], progress: Progress) -> dict[str, dict[str, Any]]:
+        for directory in ("examples", "rejected", ".curate/keys", ".curate/done/read"):
+            self.store.sweep(directory)
+        accounts = self.read_done(groups)
+        for stale in set(self.store.read_jsons(".curate/done/read")) - {g.name for g in groups}:
+            self._forget_group(stale)
+        cached = sum(a["rows"] for a in accounts.values())
+        total = cached + sum(g.rows for g in groups if g.name not in accounts)
+        line = progress.stage("read", total, cached)
+        todo = [g for g in groups if g.name not in accounts]
+        shard_rows = self.recipe.execution.shard_rows
+        batches: list[list[Group]] = [todo] if self.limit is None else [[g] for g in todo]
+        for batch in batches:
+            if self.limit is not None:  # earlier groups may have held more or fewer rows than they promised
+                had = sum(a["rows"] for name, a in accounts.items() if name < batch[0].name)
+                if had >= self.limit:
+                    continue
+                batch = [Group(g.number, g.slices, g.fingerprint, self.limit - had) for g in batch]
+            tasks: list[Task] = [
+                (f"read {g.slices[0].url} (group {g.name})", ingest, (self.store, g, self.recipe.sources, recognised, shard_rows))
+                for g in batch
+            ]
+            names = {t[0]: g.name for t, g in zip(tasks, batch, strict=True)}
+            for name, account in self._map(tasks):
+                accounts[names[name]] = account
+                line.advance(account["rows"])
+        line.total = cached + line.rows
+        line.finish()
+        return {name: accounts[name] for name in sorted(accounts)}
+
+    def _forget_group(self, name: str) -> None:
+        self.store.remove(".curate", "done", "read", f"{name}.json")
+        self.store.remove(".curate", "keys", f"{name}.npy")
+        for directory in ("examples", "rejected"):
+            for file in self.store.list(directory):
+                if file.startswith(f"part-{name}"):
+                    self.store.remove(directory, file)
+
+    def _account_reading(self, accounts: dict[str, dict[str, Any]], index: Index) -> None:
+        rows, rejected = (sum(a[k] for a in accounts.values()) for k in ("rows", "rejected"))
+        reasons: dict[str, int] = {}
+        for account in accounts.values():
+            for word, n in account["reasons"].items():
+                reasons[word] = reasons.get(word, 0) + n
+        self.manifest["rows"] = {
+            "input": rows,
+            "examples": index.rows,
+            "rejected": rejected,
+            "duplicates": index.rows - index.n,
+            "pool": index.n,
+        }
+        self.manifest["rejected"] = dict(sorted(reasons.items(), key=lambda item: -item[1]))
+        if index.n == 0:
+            told = ", ".join(f"{n:,} {w}" for w, n in self.manifest["rejected"].items())
+            self._end("stopped")
+            raise RunError(f"no examples: {rows:,} rows were read and {rejected:,} rejected ({told or 'the files are empty'}); see {self.store.path('rejected')}.")
+
+    # -- scoring -----------------------------------------------------------------------------------------------------
+
+    def fit_rows(self, stage: Stage, index: Index) -> np.ndarray:
+        """Reading-order numbers of the rows that a stage is fitted on: those with the smallest content keys."""
+        return np.sort(index.pool[: stage.scorer.fit_rows])
+
+    def name_fitted(self, stage: Stage, index: Index) -> Stage:
+        """Add the content of the sample that it is fitted on to a stage's fingerprint."""
+        rows = self.fit_rows(stage, index)
+        digests = []
+        for part in index.parts:
+            lo, hi = np.searchsorted(rows, [part.start, part.start + part.rows])
+            if hi > lo:
+                keys = self.store.read_table("examples", part.name, columns=["content_key"]).column(0)
+                digests.extend(k.hex() for k in keys.take(rows[lo:hi] - part.start).to_pylist())
+        return Stage(stage.name, stage.scorer, fingerprint(stage.fingerprint, sorted(digests)), fitted=True)
+
+    def _fit(self, stages: dict[str, Stage], index: Index, progress: Progress) -> dict[str, Stage]:
+        out = {}
+        for name, stage in stages.items():
+            if stage.fitted:
+                stage = self.name_fitted(stage, index)
+                if not self.store.exists(".curate", "fit", f"{stage.key}.npz"):
+                    rows = self.fit_rows(stage, index)
+                    line = progress.stage(f"fit {name}", int(rows.size))
+                    by_part = {}
+                    for part in index.parts:
+                        lo, hi = np.searchsorted(rows, [part.start, part.start + part.rows])
+                        if hi > lo:
+                            by_part[part.name] = (rows[lo:hi] - part.start).tolist()
+                    for _, account in self._map([(f"fit {name}", fit, (self.store, stage, by_part))]):
+                        line.advance(account["rows"])
+                    line.finish()
+            out[name] = stage
+        return out
+
+    def score_done(self, stage: Stage, index: Index) -> dict[str, dict[str, Any]]:
+        """Return the marks of the parts whose scores are there and fresh."""
+        done = self.store.read_jsons(f".curate/done/{stage.key}")
+        return {p.stem: done[p.stem] for p in index.parts if done.get(p.stem, {}).get("digest") == index.digest(p)}
+
+    def _score(self, stage: Stage, index: Index, progress: Progress) -> None:
+        self.store.sweep(stage.directory)
+        self.store.sweep(f".curate/done/{stage.key}")
+        marks = self.score_done(stage, index)
+        kept = {p.stem: index.kept(p) for p in index.parts}
+        cached = sum(int(kept[s].sum()) for s in marks)
+        line = progress.stage(stage.name, index.n, cached)
+        line.unscored = sum(m["unscored"] for m in marks.values())
+        tasks: list[Task] = []
+        for part in index.parts:
+            if part.stem not in marks:
+                packed = np.packbits(kept[part.stem]).tobytes()
+                tasks.append((f"{stage.name} {part.stem}", score, (self.store, stage, part.name, packed, part.rows, index.digest(part))))
+        began = time.perf_counter()
+        for name, mark in self._map(tasks):
+            marks[name.rpartition(" ")[2]] = mark
+            line.advance(mark["rows"], mark["tokens"], mark["unscored"])
+        line.finish()
+        unscored = sum(m["unscored"] for m in marks.values())
+        self.manifest["stages"][stage.name] = {
+            "use": stage.scorer.name,
+            "fingerprint": stage.fingerprint,
+            "identity": stage.scorer.identity(),
+            "rows": index.n,
+            "unscored": unscored,
+            "tokens": sum(m["tokens"] or 0 for m in marks.values()) or None,
+            "computed_now": line.rows,
+            "already_there": cached,
+            "seconds_now": round(time.perf_counter() - began, 3),
+            "seconds_of_work": round(sum(m["seconds"] for m in marks.values()), 3),
+        }
+        if unscored == index.n:
+            raise StageError(f"{stage.name}: not one of {index.n:,} rows could be scored; see the reasons in {self.store.path(stage.directory)}.")
+
+    # -- selecting and writing ---------------------------------------------------------------------------------------
+
+    def select_fingerprint(self, index: Index, stages: dict[str, Stage]) -> str:
+        steps = [
+            (s.name, s.selector.identity(), s.on, s.features, s.quality, s.groups, str(s.budget), s.cost, s.quota and s.quota.model_dump(), s.nulls)
+            for s in self.recipe.steps
+        ]
+        combine = {k: v.model_dump() for k, v in self.recipe.combine.items()}
+        keys = {n: s.key for n, s in stages.items()}
+        return fingerprint("select", SELECT_VERSION, index.fingerprint, steps, combine, keys, self.recipe.output.model_dump())
+
+    def _write(self, accounts: dict[str, dict[str, Any]], index: Index, stages: dict[str, Stage], progress: Progress) -> None:
+        mark = self.select_fingerprint(index, stages)
+        done = self.store.read_json(".curate", "done", "select.json")
+        if done and done["fingerprint"] == mark:
+            self.manifest.update(done["account"])
+            progress.say(f"select and write: nothing changed, {done['account']['decisions'].get('kept', 0):,} rows are there")
+            return
+        began = time.perf_counter()
+        verdicts = select(self.store, index, self.recipe, stages)
+        for step in verdicts.steps:
+            progress.say(_tell(step))
+        aside = ".curate/new"
+        self.store.remove(*aside.split("/"))
+        decisions = self._ledger(accounts, index, verdicts, aside, progress)
+        rows = self.manifest["rows"]
+        self._check_accounts(decisions, rows)
+        shards = export.cut_shards(
+            index, verdicts.kept, verdicts.order, split=self.recipe.output.split, shard_rows=self.recipe.output.shard_rows
+        )
+        tasks: list[Task] = [
+            (f"write {s.name}", export.write_shard, (self.store, aside, s, index.fields, index.tools, list(stages.values()))) for s in shards
+        ]
+        line = progress.stage("write", decisions.get("kept", 0))
+        for _, written in self._map(tasks):
+            line.advance(written)
+        line.finish()
+        if line.rows != decisions.get("kept", 0):
+            raise AccountingError(f"{decisions.get('kept', 0):,} rows were kept, {line.rows:,} were written to the dataset.")
+        self._publish(aside)
+        account = {
+            "rows": rows,
+            "decisions": decisions,
+            "select": verdicts.steps,
+            "dataset": {"files": len(shards), "rows": line.rows},
+        }
+        self.manifest.update(account)
+        self.manifest["seconds_select_and_write"] = round(time.perf_counter() - began, 3)
+        self.store.write_json({"fingerprint": mark, "account": account}, ".curate", "done", "select.json")
+
+    def _ledger(
+        self, accounts: dict[str, dict[str, Any]], index: Index, verdicts: Verdicts, aside: str, progress: Progress
+    ) -> dict[str, int]:
+        ids = decide.representative_ids(self.store, index)
+        tasks: list[Task] = []
+        for part in index.parts:
+            rows = decide.slices(index, verdicts, part)
+            of_ids = [ids[i] for i in rows.pop("of")[rows["copy"]].tolist()]
+            tasks.append(
+                (f"decide {part.name}", decide.write_part, (self.store, f"{aside}/decisions", part.name, rows, of_ids, verdicts.reasons, verdicts.steps))
+            )
+        for group, account in accounts.items():
+            if account["rejected"]:
+                tasks.append((f"decide rejected {group}", decide.write_rejected, (self.store, f"{aside}/decisions", group)))
+        decisions: dict[str, int] = {}
+        line = progress.stage("decide", index.rows + self.manifest["rows"]["rejected"])
+        for _, counts in self._map(tasks):
+            for word, n in counts.items():
+                decisions[word] = decisions.get(word, 0) + n
+            line.advance(sum(counts.values()))
+        line.finish()
+        return dict(sorted(decisions.items()))
+
+    @staticmethod
+    def _check_accounts(decisions: dict[str, int], rows: dict[str, int]) -> None:
+        """Every input row is kept, dropped, corrected, duplicate or rejected: no more, no fewer."""
+        expected = {"duplicate": rows["duplicates"], "rejected": rows["rejected"]}
+        total = sum(decisions.values())
+        if total != rows["examples"] + rows["rejected"] or any(decisions.get(k, 0) != n for k, n in expected.items()):
+            raise AccountingError(
+                f"the ledger has {total:,} rows ({decisions}) for {rows['examples']:,} examples and {rows['rejected']:,} "
+                "rejected rows; this is a bug: please report it with manifest.json."
+            )
+
+    def _publish(self, aside: str) -> None:
+        """Put the new decisions and dataset in place of the old ones."""
+        self.store.remove(".curate", "done", "select.json")
+        for name in ("decisions", "provenance", "dataset"):
+            self.store.remove(name)
+            if self.store.exists(*aside.split("/"), name):
+                self.store.fs.mv(self.store.path(*aside.split("/"), name), self.store.path(name), recursive=True)
+        self.store.remove(*aside.split("/"))
+
+    # -- the manifest ------------------------------------------------------------------------------------------------
+
+    def _begin(self, recognised: list[Recognised]) -> None:
+        versions = {}
+        for package in _PACKAGES:
+            with contextlib.suppress(PackageNotFoundError):
+                versions[package] = version(package)
+        self.manifest = {
+            "name": self.recipe.name,
+            "status": "running",
+            "curate": __version__,
+            "python": platform.python_version(),
+            "packages": versions,
+            "seed": self.recipe.seed,
+            "limit": self.limit,
+            "started": _now(),
+            "finished": None,
+            "sources": [r.text for r in recognised],
+            "stages": {},
+        }
+        self.store.write_bytes(self.recipe.to_yaml().encode(), "recipe.yaml")
+        self.store.write_json(self.manifest, "manifest.json")
+
+    def _end(self, status: str) -> None:
+        self.manifest["status"], self.manifest["finished"] = status, _now()
+        self.store.write_json(self.manifest, "manifest.json")
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _tell(step: dict[str, Any]) -> str:
+    text = f"select {step['name']}: {step['kept']:,} of {step['in']:,} rows kept"
+    if step["tokens"] is not None:
+        text += f", {step['tokens']:,} tokens"
+    if step["threshold"] is not None:
+        text += f"; {step['score']} down to {step['threshold']:.6g}" if step["use"] == "top-k" else f"; threshold {step['threshold']:.6g}"
+    return text

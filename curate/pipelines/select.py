@@ -1,0 +1,212 @@
+"""The selection: a chain of steps over the pool, and for every row what became of it and by which number.
+
+A step sees the rows that the steps before it kept.  Rows it cannot judge (a null score) are dropped with the scorer's own
+reason, or stop the run, as the step's ``nulls`` says; they are never given a stand-in value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curate.budget import Budget, Quota
+from curate.exceptions import InputError, StageError
+from curate.pipelines import gather
+from curate.pipelines.index import Index
+from curate.pipelines.store import Store
+from curate.pipelines.worker import Stage
+from curate.recipe import Recipe, Step
+
+
+
+
+@dataclass
+class Verdicts:
+    """What became of each row of the pool, (n,) arrays in canonical order."""
+
+    n: int
+    kept: NDArray[np.bool_] = field(init=False)
+    step: NDArray[np.int16] = field(init=False)
+    """The step that dropped the row; for a kept row the last step; -1 if there are no steps."""
+    reason: NDArray[np.int32] = field(init=False)
+    """Index into ``reasons``."""
+    score: NDArray[np.float64] = field(init=False)
+    threshold: NDArray[np.float64] = field(init=False)
+    cluster: NDArray[np.int32] = field(init=False)
+    order: NDArray[np.int64] = field(init=False)
+    """Place in the order of choice, 0 first; -1 for rows that were dropped."""
+    reasons: list[str] = field(default_factory=list)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    """An account of each step, for the manifest: rows in, kept, dropped, threshold."""
+
+    def __post_init__(self) -> None:
+        n = self.n
+        self.kept = np.ones(n, dtype=bool)
+        self.step = np.full(n, -1, dtype=np.int16)
+        self.reason = np.full(n, self.code("kept: the recipe has no selection step"), dtype=np.int32)
+        self.score = np.full(n, np.nan)
+        self.threshold = np.full(n, np.nan)
+        self.cluster = np.full(n, -1, dtype=np.int32)
+        self.order = np.arange(n, dtype=np.int64)
+
+    def code(self, text: str) -> int:
+        if text not in self.reasons:
+            self.reasons.append(text)
+        return self.reasons.index(text)
+
+
+def combined(store: Store, index: Index, recipe: Recipe, stages: dict[str, Stage], ref: str) -> NDArray[np.float64]:
+    """Return a score column or a combination, (n,); NaN where a row has none."""
+    if ref not in recipe.combine:
+        stage, _, column = ref.partition(".")
+        return gather.score_column(store, index, stages[stage], column)
+    from curate.selectors.combine import combine
+
+    spec = recipe.combine[ref]
+    weights = {recipe.reference(r, ("combine", ref), combinations=False): w for r, w in spec.of.items()}
+    said = {recipe.reference(r, ("combine", ref), combinations=False): d == "higher" for r, d in spec.directions.items()}
+    directions = {r: said.get(r, bool(recipe.direction(r))) for r in weights}
+    columns = {r: combined(store, index, recipe, stages, r) for r in weights}
+    return combine(columns, method=spec.method, weights=weights, directions=directions)
+
+
+def unscored_because(store: Store, index: Index, recipe: Recipe, stages: dict[str, Stage], ref: str, rows: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """Return reason → rows, for rows that lack the score ``ref``."""
+    parts = [ref] if ref not in recipe.combine else [recipe.reference(r, (), combinations=False) for r in recipe.combine[ref].of]
+    left, out = rows, {}
+    for stage_name in dict.fromkeys(p.partition(".")[0] for p in parts):
+        codes, words = gather.reasons(store, index, stages[stage_name])
+        for code, word in enumerate(words):
+            hit = left[codes[left] == code]
+            if hit.size:
+                out[f"no {stage_name}: {word}"] = hit
+        left = left[codes[left] < 0]
+    if left.size:
+        out[f"no {ref}"] = left
+    return out
+
+
+def select(store: Store, index: Index, recipe: Recipe, stages: dict[str, Stage]) -> Verdicts:
+    """Run the steps of the recipe over the pool.
+
+    Raises
+    ------
+    StageError
+        If a budget is larger than what is left, every row lacks a score, or a step that was told to stop at nulls meets one.
+    """
+    verdicts = Verdicts(index.n)
+    alive = np.arange(index.n)
+    for number, step in enumerate(recipe.steps):
+        alive = _step(store, index, recipe, stages, verdicts, number, step, alive)
+    return verdicts
+
+
+def _step(
+    store: Store, index: Index, recipe: Recipe, stages: dict[str, Stage], verdicts: Verdicts, number: int, step: Step, alive: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    before = alive.size
+    columns: dict[str, NDArray[np.float64]] = {}
+    for role, ref in (("on", step.on), ("quality", step.quality), ("cost", step.cost)):
+        if ref is None:
+            continue
+        column = combined(store, index, recipe, stages, ref)
+        missing = alive[np.isnan(column[alive])]
+        if missing.size:
+            alive = _without(store, index, recipe, stages, verdicts, number, step, ref, alive, missing)
+        columns[role] = column
+    vectors = None
+    if step.features is not None:
+        vectors = gather.features(store, index, stages[step.features])
+        bad = alive[np.isnan(vectors[alive, 0])] if alive.size else alive
+        if bad.size:
+            alive = _without(store, index, recipe, stages, verdicts, number, step, step.features, alive, bad)
+    if before and not alive.size:
+        raise StageError(f"select step {step.name!r}: none of the {before:,} rows left has what it needs; see the reasons in scores/.")
+
+    selector = step.selector
+    quality = columns.get("quality")
+    if quality is not None:
+        quality = quality[alive] if recipe.direction(str(step.quality)) is not False else -quality[alive]
+    groups = quota_groups = quota = None
+    if step.groups is not None:
+        groups = gather.labels(store, index, {"prompt": "prompt_key"}.get(step.groups, step.groups))[alive]
+    if step.quota is not None:
+        codes, names = gather.label_names(store, index, step.quota.by)
+        quota_groups = np.array(names, dtype=object)[codes[alive]]
+        quota = Quota(shares=step.quota.shares, temperature=step.quota.temperature)
+    if selector.x_name == "features":
+        assert vectors is not None
+        x: Any = vectors if alive.size == index.n else vectors[alive]
+    elif selector.x_name == "scores":
+        x = columns["on"][alive]
+    else:
+        x = int(alive.size)
+    # A fraction is of the whole pool, not of what the steps before have left of it.
+    budget = step.budget
+    if budget is not None and budget.fraction is not None:
+        budget = Budget(rows=budget.limit(index.n))
+    try:
+        chosen = selector.select(
+            x, budget, quality=quality, groups=groups, cost=None if step.cost is None else columns["cost"][alive],
+            quota=quota, quota_groups=quota_groups,
+        )
+    except InputError as error:
+        raise StageError(f"select step {step.name!r}: {error}") from error
+
+    keep = alive[chosen.indices]
+    mask = chosen.mask
+    touched = alive
+    verdicts.step[touched] = number
+    if chosen.basis is not None:
+        verdicts.score[touched] = chosen.basis
+    verdicts.threshold[touched] = np.nan if chosen.threshold is None else chosen.threshold
+    verdicts.cluster[touched] = -1 if chosen.labels is None else chosen.labels
+    verdicts.reason[keep] = verdicts.code(f"kept by {step.name}")
+    out = alive[~mask]
+    excluded = np.zeros(alive.size, dtype=bool) if chosen.excluded is None else chosen.excluded & ~mask
+    if excluded.any():
+        verdicts.reason[alive[excluded]] = verdicts.code(chosen.why_not or "left out by the quota")
+    beyond = alive[~mask & ~excluded]
+    if beyond.size:
+        verdicts.reason[beyond] = verdicts.code(f"beyond the budget of {step.budget}")
+    verdicts.kept[out] = False
+    verdicts.order[out] = -1
+    verdicts.order[keep] = np.arange(keep.size)
+    verdicts.steps.append(
+        {
+            "name": step.name,
+            "use": selector.name,
+            "in": int(before),
+            "kept": int(keep.size),
+            "dropped": int(before - keep.size),
+            "score": chosen.basis_name if chosen.basis is not None else None,
+            "threshold": chosen.threshold,
+            "budget": None if step.budget is None else str(step.budget),
+            "tokens": int(columns["cost"][keep].sum()) if "cost" in columns else None,
+        }
+    )
+    return keep
+
+
+def _without(
+    store: Store, index: Index, recipe: Recipe, stages: dict[str, Stage], verdicts: Verdicts, number: int, step: Step, ref: str,
+    alive: NDArray[np.int64], missing: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Drop the rows that lack ``ref``, each with the scorer's reason; or stop."""
+    why = unscored_because(store, index, recipe, stages, ref, missing)
+    if step.nulls == "stop":
+        told = "; ".join(f"{rows.size:,} × {word}" for word, rows in list(why.items())[:5])
+        raise StageError(f"select step {step.name!r}: {missing.size:,} rows have no {ref} ({told}), and nulls: stop was asked.")
+    for word, rows in why.items():
+        verdicts.reason[rows] = verdicts.code(word)
+    verdicts.step[missing] = number
+    verdicts.kept[missing] = False
+    verdicts.order[missing] = -1
+    verdicts.score[missing] = verdicts.threshold[missing] = np.nan
+    verdicts.cluster[missing] = -1
+    return alive[~np.isin(alive, missing, assume_unique=True)]
+
+
