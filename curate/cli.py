@@ -1,0 +1,263 @@
+"""The command line: thin.  It turns words into calls, and errors into a message and an exit code (2 usage, 1 run)."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from curate.pipelines.run import Run
+
+app = typer.Typer(
+    name="curate",
+    help="Score, select and hand over instruction-tuning data, with a reason for every row.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe (YAML).")]
+RunOption = Annotated[str | None, typer.Option("--run", metavar="DIR", help="Run directory or URL [default: runs/NAME].")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrule a part of the recipe, e.g. select.0.budget=5%.")]
+SchedulerOption = Annotated[str | None, typer.Option("--scheduler", metavar="ADDRESS", help="'local' (default), 'sync', or the address of a Dask scheduler.")]
+WorkersOption = Annotated[int | None, typer.Option("--workers", min=1, help="Worker processes of the local cluster.")]
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Read only the first N rows: a rehearsal.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from curate import __version__
+
+        print(f"curate {__version__}")
+        raise typer.Exit
+    if debug:
+        os.environ["CURATE_DEBUG"] = "1"
+
+
+def _make(recipe: str, run: str | None, sets: list[str] | None, scheduler: str | None, workers: int | None, limit: int | None, quiet: bool) -> Run:
+    import yaml
+
+    from curate.exceptions import RecipeError
+    from curate.pipelines.run import Run
+    from curate.recipe import Recipe
+
+    overrides: dict[str, Any] = {}
+    for item in sets or []:
+        key, eq, value = item.partition("=")
+        if not eq or not key:
+            raise RecipeError(f"--set {item!r}: KEY=VALUE was asked, e.g. --set select.0.budget=5%.")
+        try:
+            overrides[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            overrides[key] = value
+    return Run(Recipe.load(recipe, overrides), run, scheduler, workers, limit, quiet)
+
+
+@app.command()
+def run(
+    recipe: RecipeArg, run: RunOption = None, set: SetOption = None, scheduler: SchedulerOption = None,
+    workers: WorkersOption = None, limit: LimitOption = None, quiet: QuietOption = False,
+) -> None:
+    """Run the whole pipeline.  The same command continues a run that was stopped."""
+    job = _make(recipe, run, set, scheduler, workers, limit, quiet)
+    _summary(job, job.execute())
+
+
+@app.command()
+def score(
+    recipe: RecipeArg, run: RunOption = None, set: SetOption = None, scheduler: SchedulerOption = None,
+    workers: WorkersOption = None, limit: LimitOption = None, quiet: QuietOption = False,
+) -> None:
+    """Read and score only; select later, as often as you like."""
+    job = _make(recipe, run, set, scheduler, workers, limit, quiet)
+    manifest = job.execute(until="score")
+    rows = manifest["rows"]
+    print(f"{rows['pool']:,} examples scored by {', '.join(manifest['stages']) or 'nothing'} in {job.store.root}")
+
+
+@app.command()
+def select(
+    recipe: RecipeArg, run: RunOption = None, set: SetOption = None, scheduler: SchedulerOption = None,
+    workers: WorkersOption = None, limit: LimitOption = None, quiet: QuietOption = False,
+) -> None:
+    """Select and write from scores that are there; stop rather than score."""
+    from curate.exceptions import RunError
+    from curate.pipelines.plan import plan as make_plan
+
+    job = _make(recipe, run, set, scheduler, workers, limit, quiet)
+    missing = [f"{s.name} ({s.rows - s.there:,} of {s.rows:,} rows)" for s in make_plan(job).stages if s.there < s.rows]
+    if missing:
+        raise RunError(f"not scored yet: {', '.join(missing)}. Run 'curate score {recipe}' first, or 'curate run' for all at once.")
+    _summary(job, job.execute())
+
+
+@app.command()
+def plan(
+    recipe: RecipeArg, run: RunOption = None, set: SetOption = None, scheduler: SchedulerOption = None,
+    workers: WorkersOption = None, limit: LimitOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Show what would run, what is there already, and about how long it takes.  Loads no model, writes nothing."""
+    from dataclasses import asdict
+
+    from curate.pipelines.plan import plan as make_plan
+    from curate.pipelines.progress import count, duration
+
+    job = _make(recipe, run, set, scheduler, workers, limit, True)
+    made = make_plan(job)
+    if as_json:
+        print(json.dumps(asdict(made), indent=1))
+        return
+    for text in made.recognised:
+        print(text)
+    print(f"\nrun directory  {job.store.root}")
+    print(f"{made.files} files, {made.workers} workers, rows {'counted' if made.exact else 'estimated'}\n")
+    print(f"{'stage':<20}{'uses':<18}{'rows':>12}{'there':>12}{'tokens':>10}{'time':>10}  from")
+    for s in made.stages:
+        tokens = "" if s.tokens is None else f"~{count(s.tokens)}"
+        time = "-" if s.rows <= s.there else f"~{duration(s.seconds or 0)}"
+        print(f"{s.name:<20}{s.use:<18}{s.rows:>12,}{s.there:>12,}{tokens:>10}{time:>10}  {s.basis}")
+    for text in made.steps:
+        print(f"select  {text}")
+    print(f"\nabout {duration(made.seconds)} in all")
+
+
+@app.command()
+def why(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")],
+    id: Annotated[str, typer.Argument(metavar="ID", help="An id, the beginning of one, or FILE:ROW.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Tell one row's whole story: origin, scores, decision, text."""
+    from dataclasses import asdict
+
+    from curate.pipelines.store import Store
+    from curate.pipelines.why import why as tell
+
+    stories = tell(Store(run if "://" in run else os.path.abspath(run)), id)
+    if as_json:
+        print(json.dumps([asdict(s) for s in stories], indent=1, ensure_ascii=False, default=_plain))
+        return
+    for story in stories:
+        _tell_story(story)
+
+
+@app.command(name="list")
+def list_(
+    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="scorers, selectors, correctors or connectors.")] = None,
+) -> None:
+    """List the parts that a recipe can use, built-in and from plugins."""
+    from curate import registry
+    from curate.exceptions import InputError
+
+    kinds = ("scorers", "selectors", "correctors", "connectors")
+    if kind is not None and kind not in kinds:
+        raise InputError(f"no kind of parts is called {kind!r}{registry.nearest(kind, list(kinds))} Kinds: {', '.join(kinds)}.")
+    for each in kinds if kind is None else (kind,):
+        words = registry.names(each)  # type: ignore[arg-type]
+        print(f"{each}: {', '.join(words) if words else '(none yet)'}" if kind is None else "\n".join(words))
+
+
+def _plain(value: Any) -> Any:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def _tell_story(story: Any) -> None:
+    d = story.decision
+    print(f"{d['decision'].upper()}  {d['id'] or '(never became an example)'}")
+    print(f"  from      {d['file']} row {d['row']}" + (f", response {d['part']}" if d["part"] >= 0 else ""))
+    if d["source"]:
+        print(f"  source    {d['source']}" + (f", group {d['group']}" if d["group"] else ""))
+    print(f"  decided   by {d['stage']}: {d['reason']}")
+    if d["score"] is not None:
+        against = "" if d["threshold"] is None else f" against {d['threshold']:.6g}"
+        print(f"  judged    {d['score_name']} {d['score']:.6g}{against}" + ("" if d["cluster"] is None else f", cluster {d['cluster']}"))
+    if d["order"] is not None:
+        print(f"  order     {d['order']:,} (0 was chosen first)")
+    if d["duplicate_of"]:
+        print(f"  same as   {d['duplicate_of']}")
+    for copy in story.copies:
+        print(f"  copy at   {copy['file']} row {copy['row']}")
+    for stage, values in story.scores.items():
+        told = "  ".join(f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+        print(f"  {stage:<9} {told or 'has a vector'}")
+    example = story.example or {}
+    if "messages" in example:
+        for message in example["messages"]:
+            print(f"  [{message['role']}] {message['content']}" + (f" {message['tool_calls']}" if message.get("tool_calls") else ""))
+    elif example:
+        print(f"  raw       {example.get('raw')}")
+
+
+def _summary(job: Run, manifest: dict[str, Any]) -> None:
+    rows, decisions = manifest["rows"], manifest["decisions"]
+    print(f"{rows['input']:,} rows in")
+    width = max(len(f"{n:,}") for n in decisions.values())
+    for word in ("kept", "dropped", "corrected", "duplicate", "rejected"):
+        if decisions.get(word):
+            note = ""
+            if word == "rejected":
+                note = "  " + ", ".join(f"{n:,} {r}" for r, n in list(manifest["rejected"].items())[:4])
+            print(f"  {decisions[word]:>{width},} {word}{note}")
+    print(f"dataset    {job.store.path('dataset')}  ({manifest['dataset']['rows']:,} rows, {manifest['dataset']['files']} file(s))")
+    print(f"decisions  {job.store.path('decisions')}  (curate why {_short(job)} ID)")
+
+
+def _short(job: Run) -> str:
+    relative = os.path.relpath(job.store.root) if job.store.local else job.store.url
+    return relative if len(relative) < len(job.store.root) else job.store.root
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point: every error of ours becomes a message and its exit code."""
+    from curate.exceptions import CurateError
+
+    args = sys.argv[1:] if argv is None else argv
+    try:
+        app(args, standalone_mode=False)
+        code = 0
+    except CurateError as error:
+        if os.environ.get("CURATE_DEBUG"):
+            raise
+        print(f"curate: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("\ncurate: stopped. Finished shards are kept; the same command continues.", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        import click
+
+        if isinstance(error, click.exceptions.Exit):
+            code = error.exit_code
+        elif isinstance(error, click.ClickException):
+            error.show()
+            code = 2
+        elif isinstance(error, click.exceptions.Abort):
+            code = 130
+        elif os.environ.get("CURATE_DEBUG"):
+            raise
+        else:
+            print(
+                f"curate: unexpected {type(error).__name__}: {error}\nThis is a bug; run again with 'curate --debug …' and report what it prints.",
+                file=sys.stderr,
+            )
+            code = 1
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""The pipeline's parts from Python, without a run directory: read a pool, score it, all in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from curate.example import EXAMPLE_SCHEMA, REJECTED_SCHEMA
+from curate.exceptions import InputError
+
+if TYPE_CHECKING:
+    from curate.base import Scorer
+    from curate.connectors.source import Source
+
+
+@dataclass
+class Pool:
+    """Examples of one or more sources, read when asked for."""
+
+    sources: list[Source]
+    recognised: list[Any] = field(repr=False)
+    slices: list[Any] = field(repr=False)
+
+    def __str__(self) -> str:
+        return "\n".join(r.text for r in self.recognised)
+
+    def batches(self) -> Iterator[tuple[pa.Table, pa.Table]]:
+        """Yield (examples, rejected) tables; memory holds one batch."""
+        from curate.connectors.read import read
+
+        for piece in self.slices:
+            for batch in read(piece, self.sources[piece.source], self.recognised[piece.source]):
+                yield batch.examples, batch.rejected
+
+    def examples(self) -> pa.Table:
+        """Return every example (copies included) as one table; see ``curate.example.EXAMPLE_SCHEMA``."""
+        tables = [examples for examples, _ in self.batches()]
+        return pa.concat_tables([EXAMPLE_SCHEMA.empty_table(), *tables])
+
+    def rejected(self) -> pa.Table:
+        """Return every row that could not become an example, with its reason."""
+        tables = [rejected for _, rejected in self.batches()]
+        return pa.concat_tables([REJECTED_SCHEMA.empty_table(), *tables])
+
+
+def read(path: str | list[str], **options: Any) -> Pool:
+    """Find and recognise a pool; nothing but a sample of rows is read yet.
+
+    ``options`` are those of ``curate.connectors.source.Source``: ``schema``, ``columns``, ``id``, ``source``, ``group`` …
+
+    Raises
+    ------
+    SourceError, SchemaError
+        If nothing is there, or the columns are unknown or ambiguous.
+    """
+    from curate.connectors.discover import discover
+    from curate.connectors.recognise import recognise
+    from curate.connectors.source import Source
+
+    sources = [Source(path=path, **options)]
+    slices = discover(sources)
+    return Pool(sources, [recognise(slices, sources[0])], slices)
+
+
+def score(pool: Pool | pa.Table, scorers: Iterable[Scorer] | Mapping[str, Scorer], *, batch_rows: int = 2048) -> pa.Table:
+    """Score a pool (or a table of examples) with one or more scorers, in this process.
+
+    Returns
+    -------
+    Table of "id" and, per scorer, its columns as "NAME.COLUMN" and "NAME.reason"; one row per example, in order.  A
+    scorer's name is its word, unless a mapping gives another.
+    """
+    named = dict(scorers) if isinstance(scorers, Mapping) else {}
+    if not isinstance(scorers, Mapping):
+        for scorer in scorers:
+            if scorer.name in named:
+                raise InputError(f"two scorers are called {scorer.name!r}; give them names: {{'a': …, 'b': …}}.")
+            named[scorer.name] = scorer
+    examples = pool.examples() if isinstance(pool, Pool) else pool
+    out = pa.table({"id": examples.column("id")})
+    for name, scorer in named.items():
+        if scorer.fit_rows:
+            sample = examples.sort_by("content_key").slice(0, scorer.fit_rows)
+            scorer.load(scorer.fit(sample.select(list(scorer.reads)).combine_chunks()))
+        try:
+            parts = [
+                scorer.score(examples.slice(start, batch_rows).select(list(scorer.reads)))
+                for start in range(0, max(1, examples.num_rows), batch_rows)
+            ]
+        finally:
+            scorer.close()
+        scored = pa.concat_tables(parts)
+        for column in scored.column_names:
+            out = out.append_column(f"{name}.{column}", scored.column(column))
+    return out

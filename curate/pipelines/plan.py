@@ -1,0 +1,167 @@
+"""What a run would do: stages, rows, tokens, what is already there, and about how long the rest takes.
+
+Loads no model and writes nothing.  Rows are exact once the sources were read, estimates before; times come, in this order,
+from this run's own finished shards, from earlier runs on this machine, or from a rough count of operations.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from curate.exceptions import RunDirectoryError
+from curate.pipelines.executor import usable_cores
+from curate.pipelines.fingerprint import fingerprint
+from curate.pipelines.index import Index, build_index
+
+if TYPE_CHECKING:
+    from curate.base import Scorer
+    from curate.pipelines.run import Run
+
+CHARS_PER_TOKEN = 4.0
+"""English text under a vocabulary of 32k and more; a small vocabulary or another script needs more tokens."""
+_FLOPS_PER_CORE = 4e10
+"""float32 multiply-adds of one CPU core in a small model, as operations per second: good to a factor of three."""
+_ROWS_PER_CORE = 3_000.0
+"""Rows per second and core of a scorer without a model: good to a factor of five."""
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    name: str
+    use: str
+    rows: int
+    """Rows that the stage covers."""
+    there: int
+    """Rows whose result is there already and fresh."""
+    tokens: int | None
+    """Tokens that it would read, for a stage with a model (an estimate)."""
+    seconds: float | None
+    """Estimated wall time of what is missing."""
+    basis: Literal["nothing to do", "measured in this run", "measured on this machine", "rough"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    recognised: list[str]
+    exact: bool
+    """Whether rows are counted (the sources were read) or estimated."""
+    files: int
+    stages: list[PlannedStage]
+    steps: list[str]
+    workers: int
+
+    @property
+    def seconds(self) -> float:
+        return sum(s.seconds or 0.0 for s in self.stages)
+
+
+def plan(run: Run) -> Plan:
+    """Return what ``run.execute()`` would do now.
+
+    Raises
+    ------
+    RunDirectoryError, SchemaError, SourceError, ModelError
+        The same that the run would raise before its first shard.
+    """
+    recognised, groups = run._discover()
+    stages = run._identify()
+    store = run.store
+    if store.exists("") and any(n != ".curate" for n in store.list("")) and store.read_json(".curate", "run.json") is None:
+        raise RunDirectoryError(f"{store.root} is not empty and is no run of curate. Choose another directory with --run.")
+    accounts = run.read_done(groups)
+    workers = 1 if run.scheduler == "sync" else run.workers or usable_cores()
+    index: Index | None = build_index(store, accounts) if len(accounts) == len(groups) else None
+    rates = _known_rates()
+    there = sum(a["rows"] for a in accounts.values())
+    expected = there + sum(g.rows for g in groups if g.name not in accounts)
+    read_seconds = (expected - there) / (rates.get("read") or 10_000.0) / workers
+    rows = [PlannedStage("read", "read", expected, there, None, read_seconds, _basis(expected - there, False, "read" in rates))]
+    pool = index.n if index else expected
+    chars = sum(p.chars for p in index.parts) if index else _chars(groups)
+    for name, stage in stages.items():
+        if index is not None and stage.fitted:
+            stage = run.name_fitted(stage, index)
+        marks = run.score_done(stage, index) if index else {}
+        done = sum(m["rows"] for m in marks.values())
+        left = pool - done
+        own = sum(m["seconds"] for m in marks.values())
+        tokens = int(chars / CHARS_PER_TOKEN) if stage.scorer.resource == "model" else None
+        known = rates.get(rate_key(stage.scorer))
+        if left <= 0:
+            seconds = 0.0
+        elif own and done:
+            seconds = left * own / done / workers
+        elif known:
+            seconds = left / known / workers
+        else:
+            seconds = _rough(stage.scorer, left, chars * left / max(1, pool)) / workers
+        rows.append(PlannedStage(name, stage.scorer.name, pool, done, tokens, seconds, _basis(left, bool(own and done), bool(known))))
+    steps = [
+        f"{s.name}: {s.selector.name}"
+        + "".join(f" {role} {ref}" for role, ref in (("on", s.on), ("features", s.features), ("quality", s.quality)) if ref)
+        + (f", budget {s.budget}" if s.budget else "")
+        + (f" by {s.cost}" if s.cost else "")
+        + (f", quota by {s.quota.by}" if s.quota else "")
+        for s in run.recipe.steps
+    ]
+    files = len({p.url for g in groups for p in g.slices})
+    return Plan([r.text for r in recognised], index is not None, files, rows, steps, workers)
+
+
+def _basis(left: int, own: bool, known: bool) -> Any:
+    if left <= 0:
+        return "nothing to do"
+    return "measured in this run" if own else "measured on this machine" if known else "rough"
+
+
+def _chars(groups: list[Any]) -> float:
+    """Characters of all sources, from their sizes: Parquet is compressed about 2.5 times."""
+    return sum((p.bytes or 0) * (2.5 if p.format == "parquet" or p.compression else 1.0) for g in groups for p in g.slices)
+
+
+def _rough(scorer: Scorer, rows: int, chars: float) -> float:
+    """Seconds on one core: 2 operations per parameter and token for a model, a constant rate otherwise."""
+    if scorer.resource != "model":
+        return rows / _ROWS_PER_CORE
+    folder = Path(str(scorer.params().get("model") or ""))
+    size = sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder.is_dir() else 0
+    parameters = size / 2 if size else 5e8
+    return 2 * parameters * chars / CHARS_PER_TOKEN / _FLOPS_PER_CORE
+
+
+# -- rates that this machine showed ----------------------------------------------------------------------------------
+
+
+def _rates_file() -> Path:
+    base = os.environ.get("CURATE_CACHE") or os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "curate" / "rates.json"
+
+
+def rate_key(scorer: Scorer) -> str:
+    return f"{scorer.name}-{fingerprint(scorer.identity())}"
+
+
+def _known_rates() -> dict[str, float]:
+    try:
+        return json.loads(_rates_file().read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def remember_rate(key: str, rows: int, seconds: float) -> None:
+    """Keep rows per second and worker for later plans; a convenience, so a failure to write is no failure."""
+    if rows < 64 or seconds <= 0:
+        return
+    try:
+        path = _rates_file()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rates = {**_known_rates(), key: round(rows / seconds, 3)}
+        aside = path.with_suffix(f".{os.getpid()}.tmp")
+        aside.write_text(json.dumps(dict(list(rates.items())[-500:]), indent=1))
+        os.replace(aside, path)
+    except OSError:
+        pass
