@@ -31,36 +31,34 @@ LimitOption = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", 
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")]
 
 
-@app.callback()
-def _options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
-) -> None:
-    if version:
+def _version(asked: bool) -> None:
+    if asked:
         from curate import __version__
 
         print(f"curate {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_version)] = False,
+) -> None:
     if debug:
         os.environ["CURATE_DEBUG"] = "1"
 
 
 def _make(recipe: str, run: str | None, sets: list[str] | None, scheduler: str | None, workers: int | None, limit: int | None, quiet: bool) -> Run:
-    import yaml
-
     from curate.exceptions import RecipeError
     from curate.pipelines.run import Run
-    from curate.recipe import Recipe
+    from curate.recipe import Recipe, parse_value
 
     overrides: dict[str, Any] = {}
     for item in sets or []:
         key, eq, value = item.partition("=")
         if not eq or not key:
             raise RecipeError(f"--set {item!r}: KEY=VALUE was asked, e.g. --set select.0.budget=5%.")
-        try:
-            overrides[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            overrides[key] = value
+        overrides[key] = parse_value(value)
     return Run(Recipe.load(recipe, overrides), run, scheduler, workers, limit, quiet)
 
 
@@ -219,43 +217,46 @@ def _short(job: Run) -> str:
     return relative if len(relative) < len(job.store.root) else job.store.root
 
 
+def _foreign(error: BaseException) -> int:
+    """Answer what is not ours: Ctrl-C, the option parser's errors, and bugs.
+
+    The parser's classes are told by their interface: typer brings its own copy of click, or uses the installed one.
+    """
+    kind = type(error).__name__
+    if isinstance(error, KeyboardInterrupt) or kind == "Abort":
+        print("\ncurate: stopped. Finished shards are kept; the same command continues.", file=sys.stderr)
+        return 130
+    if kind == "Exit" and hasattr(error, "exit_code"):
+        return int(error.exit_code)
+    if hasattr(error, "show") and hasattr(error, "exit_code"):
+        error.show()
+        return 2
+    if os.environ.get("CURATE_DEBUG") or isinstance(error, SystemExit):
+        raise error
+    print(
+        f"curate: unexpected {kind}: {error}\nThis is a bug; run again with 'curate --debug …' and report what it prints.",
+        file=sys.stderr,
+    )
+    return 1
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point: every error of ours becomes a message and its exit code."""
     from curate.exceptions import CurateError
 
-    args = sys.argv[1:] if argv is None else argv
     try:
-        app(args, standalone_mode=False)
+        app(sys.argv[1:] if argv is None else argv, standalone_mode=False)
         code = 0
     except CurateError as error:
         if os.environ.get("CURATE_DEBUG"):
             raise
         print(f"curate: {error}", file=sys.stderr)
         code = error.exit_code
-    except KeyboardInterrupt:
-        print("\ncurate: stopped. Finished shards are kept; the same command continues.", file=sys.stderr)
-        code = 130
-    except BrokenPipeError:
+    except BrokenPipeError:  # the reader of our output left: nothing to tell, and nobody to tell it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    except Exception as error:
-        import click
-
-        if isinstance(error, click.exceptions.Exit):
-            code = error.exit_code
-        elif isinstance(error, click.ClickException):
-            error.show()
-            code = 2
-        elif isinstance(error, click.exceptions.Abort):
-            code = 130
-        elif os.environ.get("CURATE_DEBUG"):
-            raise
-        else:
-            print(
-                f"curate: unexpected {type(error).__name__}: {error}\nThis is a bug; run again with 'curate --debug …' and report what it prints.",
-                file=sys.stderr,
-            )
-            code = 1
+    except BaseException as error:
+        code = _foreign(error)
     sys.exit(code)
 
 

@@ -410,8 +410,16 @@ def _valid_keys(loc: tuple[str | int, ...]) -> list[str]:
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """The safe loader, and the line of every key and list item."""
+class _Loader(yaml.SafeLoader):
+    """The safe loader with the booleans of YAML 1.2: only true and false, so that ``on:``, ``yes`` and ``no`` are words."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), list("tTfF"))
 
 
 def _load_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[Path_, int]]:
@@ -433,7 +441,7 @@ def _load_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[Path_, int]]
                 walk(value, (*at, i))
 
     try:
-        loader = _UniqueKeys(text)
+        loader = _Loader(text)
         try:
             node = loader.get_single_node()
             if node is None:
@@ -449,6 +457,14 @@ def _load_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[Path_, int]]
     if not isinstance(document, dict):
         raise RecipeError(f"a mapping was asked (sources, scorers, select, …), {type(document).__name__} was found.", where=f"{path}:1")
     return document, marks
+
+
+def parse_value(text: str) -> Any:
+    """Read one value as a recipe would; text that is no YAML is itself."""
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506  (a safe loader)
+    except yaml.YAMLError:
+        return text
 
 
 def _override(document: Any, dotted: str, value: Any) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate.exceptions import SchemaError
-from curate.pipelines.fingerprint import fingerprint
+from curate.fingerprint import fingerprint
 from curate.pipelines.store import Store
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from curate.example import EXAMPLE_SCHEMA, REJECTED_SCHEMA
 from curate.exceptions import AccountingError
-from curate.pipelines.fingerprint import fingerprint, table_digest
+from curate.fingerprint import fingerprint, table_digest
 from curate.pipelines.store import Store
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from curate.exceptions import RunDirectoryError
 from curate.pipelines.executor import usable_cores
-from curate.pipelines.fingerprint import fingerprint
+from curate.fingerprint import fingerprint
 from curate.pipelines.index import Index, build_index
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from curate import __version__
 from curate.exceptions import AccountingError, RunError, StageError
 from curate.pipelines import decide, export
 from curate.pipelines.executor import Executor, Task, executor
-from curate.pipelines.fingerprint import fingerprint
+from curate.fingerprint import fingerprint
 from curate.pipelines.index import Index, build_index
 from curate.pipelines.ingest import Group, group_slices, ingest
 from curate.pipelines.progress import Progress

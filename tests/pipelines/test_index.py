@@ -8,7 +8,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curate.pipelines.fingerprint import fingerprint, table_digest
+from curate.fingerprint import fingerprint, table_digest
 from curate.pipelines.index import Index, build_index
 from curate.pipelines.ingest import key_array
 from curate.pipelines.store import Store
