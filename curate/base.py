@@ -7,15 +7,17 @@ fingerprint.  Building an object does no work; what is learned or loaded ends in
 from __future__ import annotations
 
 import dataclasses
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from curate.budget import Budget, Quota, cut, interleave
+from curate.budget import Budget, Quota, afford, cut, interleave
 from curate.exceptions import InputError, StageError
 
 if TYPE_CHECKING:
@@ -43,16 +45,24 @@ class Parameters:
     version: ClassVar[int] = 1
     """Raised whenever the same parameters would give other numbers; part of the fingerprint."""
 
+    neutral: ClassVar[tuple[str, ...]] = ()
+    """Parameters that change no number beyond the tolerance (a device, a batch size): left out of the fingerprint."""
+
     def params(self) -> dict[str, Any]:
         """Return the parameters, as given."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}  # type: ignore[arg-type]
 
     def identity(self) -> dict[str, Any]:
-        """Return what the numbers depend on besides the rows, as JSON: name, version, parameters.
+        """Return what the numbers depend on besides the rows, as JSON: name, version, parameters that are not neutral.
 
         A scorer that reads a model adds the model's identity (revision, or a digest of its weights).
         """
-        return {"name": self.name, "version": self.version, "params": self.params()}
+        params = {key: value for key, value in self.params().items() if key not in self.neutral}
+        return {"name": self.name, "version": self.version, "params": params}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as the parameters: a worker loads and opens for itself what was learned or loaded here."""
+        return functools.partial(type(self), **self.params()), ()
 
 
 class Scorer(Parameters, ABC):
@@ -64,7 +74,7 @@ class Scorer(Parameters, ABC):
     2. A row that cannot be scored is null in every column and has a reason; no stand-in values.  NaN is not a value:
        it becomes null with the reason "not a number".
     3. The rows that come along do not matter: any split into batches, and any order, gives each row the same value
-       (exactly, or within the tolerance the scorer documents for a floating-point model).
+       (exactly, or within ``tolerance`` for a floating-point model).
     4. The examples are not changed, nor are the parameters by scoring.
     """
 
@@ -80,9 +90,18 @@ class Scorer(Parameters, ABC):
     def columns(self) -> tuple[Column, ...]:
         """The columns it writes; the first is the one meant when only the stage is named."""
 
+    @property
+    def tolerance(self) -> float:
+        """How far the rows that come along may move a value v (law 3), in units of max(1, |v|); 0 where they do not."""
+        return 0.0
+
     @abstractmethod
     def _score(self, examples: pa.Table) -> Mapping[str, Any]:
-        """Return one array-like per declared column, and optionally "reason" (str or None per row)."""
+        """Return one array-like per declared column, and optionally "reason" (str or None per row).
+
+        A row that cannot be scored is None or NaN, or anything at all where it has a reason.  A feature vector's column
+        is an array (n, DIM).  There is at least one example.
+        """
 
     def fit(self, sample: pa.Table) -> dict[str, NDArray[Any]]:
         """Learn from at most ``fit_rows`` examples; return the state as named arrays.
@@ -113,61 +132,73 @@ class Scorer(Parameters, ABC):
             If the subclass breaks law 1 (wrong columns or lengths).
         """
         import pyarrow as pa
+        import pyarrow.compute as pc
 
         missing = [c for c in self.reads if c not in examples.column_names]
         if missing:
             raise InputError(f"{self.name} reads {missing}, which the examples lack; found {examples.column_names}.")
-        self.open()
-        raw = dict(self._score(examples)) if examples.num_rows else {c.name: [] for c in self.columns}
-        given = raw.pop("reason", None)
+        n = examples.num_rows
         names = [c.name for c in self.columns]
+        if n:
+            self.open()
+        raw = dict(self._score(examples)) if n else dict.fromkeys(names, ())
+        given = raw.pop("reason", None)
         if set(raw) != set(names):
             raise StageError(f"{self.name}: columns {names} were declared, {sorted(raw)} were returned.")
-        n = examples.num_rows
-        reason = np.full(n, None, dtype=object)
-        if given is not None:
-            reason[:] = list(given)
-        arrays: dict[str, pa.Array] = {}
-        for column in self.columns:
-            array = _as_arrow(raw[column.name], column, caller=self.name)
-            if len(array) != n:
-                raise StageError(f"{self.name}: {n} rows were asked, column {column.name!r} has {len(array)}.")
-            arrays[column.name] = array
-            for i in np.flatnonzero(np.asarray(array.is_null())):
-                reason[i] = reason[i] or "not a number"
-        unscored = np.array([r is not None for r in reason], dtype=bool)
-        if unscored.any():  # law 2: null in one column, null in all
-            mask = pa.array(~unscored)
-            for key, array in arrays.items():
-                arrays[key] = pa.compute.if_else(mask, array, pa.scalar(None, array.type))
-        return pa.table({**arrays, "reason": pa.array(list(reason), pa.string())})
+        arrays = [_as_arrow(raw[column.name], column, caller=self.name) for column in self.columns]
+        reason = [None] * n if given is None else _as_list(given)
+        for what, length in [*zip(names, map(len, arrays), strict=True), ("reason", len(reason))]:
+            if length != n:
+                raise StageError(f"{self.name}: {n} rows were asked, column {what!r} has {length}.")
+        null = np.zeros(n, dtype=bool)
+        for array in arrays:
+            null |= array.is_null().to_numpy(zero_copy_only=False)
+        for i in np.flatnonzero(null):
+            reason[i] = reason[i] or "not a number"
+        reasons = pa.array(reason, pa.string())
+        if reasons.null_count < n:  # law 2: null in one column, null in all
+            scored = reasons.is_null()
+            arrays = [pc.if_else(scored, array, pa.scalar(None, array.type)) for array in arrays]
+        return pa.table([*arrays, reasons], names=[*names, "reason"])
+
+
+def _as_list(values: Any) -> list[Any]:
+    """Return Python values; iterating an Arrow array would give scalars, of which a null one is not None."""
+    return values.to_pylist() if hasattr(values, "to_pylist") else list(values)
 
 
 def _as_arrow(values: Any, column: Column, *, caller: str) -> pa.Array:
     """Return ``values`` as an Arrow array of the column's type; NaN and infinity become null."""
     import pyarrow as pa
-    import pyarrow.compute  # noqa: F401  (pa.compute)
+    import pyarrow.compute as pc
 
-    if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
     if column.dtype.startswith("float32["):
-        dim = int(column.dtype[len("float32[") : -1])
-        matrix = np.ascontiguousarray(np.asarray(values, dtype=np.float32).reshape(-1, dim))
-        bad = ~np.isfinite(matrix).all(axis=1)
-        flat = pa.array(matrix.reshape(-1), pa.float32())
-        return pa.FixedSizeListArray.from_arrays(flat, dim, mask=pa.array(bad))
+        return _as_vectors(values, column, int(column.dtype[len("float32[") : -1]), caller=caller)
     try:
-        array = values if isinstance(values, pa.Array) else pa.array(values, from_pandas=True)
+        array = pa.array(_as_list(values) if isinstance(values, pa.ChunkedArray) else values, from_pandas=True)
+        if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+            raise pa.ArrowTypeError("text was returned")  # the cast below would read numbers out of it
         array = array.cast({"float64": pa.float64(), "int64": pa.int64()}[column.dtype])
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
         raise StageError(f"{caller}: column {column.name!r} was declared {column.dtype}: {error}") from error
     if column.dtype == "float64":
-        finite = pa.compute.is_finite(array)
-        array = pa.compute.if_else(pa.compute.fill_null(finite, False), array, pa.scalar(None, pa.float64()))
+        array = pc.if_else(pc.is_finite(array), array, pa.scalar(None, pa.float64()))
     return array
 
 
-@dataclass(frozen=True)
+def _as_vectors(values: Any, column: Column, dim: int, *, caller: str) -> pa.Array:
+    import pyarrow as pa
+
+    matrix = np.asarray(values, dtype=np.float32) if len(values) else np.empty((0, dim), dtype=np.float32)
+    if matrix.shape[1:] != (dim,):
+        raise StageError(
+            f"{caller}: column {column.name!r} was declared {column.dtype}, shape {matrix.shape} was returned."
+        )
+    bad = ~np.isfinite(matrix).all(axis=1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), dim, mask=pa.array(bad))
+
+
+@dataclass(frozen=True, eq=False)
 class Ranking:
     """What a selector's hook returns: rows in order of choice, before any quota or budget."""
 
@@ -176,34 +207,57 @@ class Ranking:
     basis: NDArray[np.float64] | None = None
     """(n,) the number by which each row was judged, for the ledger."""
     basis_name: str = "score"
-    descending: bool = True
-    """Whether a higher basis comes earlier."""
+    descending: bool | None = True
+    """True if the order goes from a high basis to a low one, False if from low to high; None if it does not follow the
+    basis (a draw), so that no threshold can be told."""
     labels: NDArray[np.int64] | None = None
-    """(n,) a cluster or candidate group of each row, for the ledger."""
+    """(n,) the cluster of each row, for a selector that shares the budget out among clusters."""
     gains: NDArray[np.float64] | None = None
     """(len(order),) marginal gain of each choice, where the selector has an objective."""
     why_not: str | None = None
-    """Reason for rows that the order leaves out."""
+    """Reason for the rows that the order leaves out."""
+    bound: float | None = None
+    """The basis at which the left-out rows were turned away, where there is one such number."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Selection:
-    """What was chosen, in order of choice, and by what measure."""
+    """What was chosen, in order of choice, and why each of the other rows was not.
 
-    indices: NDArray[np.int64]
-    """(k,) distinct row numbers, in order of choice."""
+    The ledger takes ``basis``, ``thresholds``, ``labels``, ``place`` and ``reasons()``: an array each, a value a row.
+    """
+
+    order: NDArray[np.int64]
+    """Rows in order of choice; the first ``size`` were chosen, the others come after the end of the budget."""
+    size: int
+    """Rows chosen, k."""
     n: int
     """Rows in the pool."""
     basis: NDArray[np.float64] | None = None
     """(n,) the number by which each row was judged."""
     basis_name: str = "score"
-    threshold: float | None = None
-    """Basis of the last row kept, where one threshold separates kept from dropped; None otherwise."""
+    descending: bool | None = True
+    """Direction in which the order follows the basis; None where it does not."""
     labels: NDArray[np.int64] | None = None
+    """(n,) the cluster of each row."""
     gains: NDArray[np.float64] | None = None
-    excluded: NDArray[np.bool_] | None = None
-    """(n,) rows that could not be chosen under any budget, because of ``why_not``."""
+    """(k,) marginal gain of each choice."""
+    excluded: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, dtype=bool))
+    """(n,) rows that no budget could choose: the selector leaves them out, or a quota gives their group no share."""
     why_not: str | None = None
+    """Why the selector left rows out."""
+    bound: float | None = None
+    """The basis at which they were turned away, where there is one."""
+    strata: NDArray[np.int64] | None = None
+    """(n,) the quota group (or, without a quota, the cluster) among which the budget was shared out."""
+    strata_names: list[str] = field(default_factory=list)
+    no_share: NDArray[np.bool_] | None = None
+    """(number of strata,) True where a quota gives the group no share."""
+
+    @property
+    def indices(self) -> NDArray[np.int64]:
+        """(k,) distinct row numbers, in order of choice."""
+        return self.order[: self.size]
 
     @property
     def mask(self) -> NDArray[np.bool_]:
@@ -212,20 +266,121 @@ class Selection:
         mask[self.indices] = True
         return mask
 
+    @cached_property
+    def place(self) -> NDArray[np.int64]:
+        """(n,) place of each row in the order of choice, from 0; -1 for a row that is not in it."""
+        place = np.full(self.n, -1, dtype=np.int64)
+        place[self.order] = np.arange(self.order.size)
+        return place
+
+    @property
+    def threshold(self) -> float | None:
+        """The one number that separates kept from dropped, in the unit of the basis; None where there is none.
+
+        Where a budget cut an order that follows the basis: the basis of the last row kept.  Where nothing was cut: the
+        bound of a selector that has one.  None for draws, and under a quota (each group has its own: ``thresholds``).
+        """
+        if self.size == self.order.size:
+            return self.bound
+        if self.basis is None or self.descending is None or self.strata is not None or not self.size:
+            return None
+        return float(self.basis[self.order[self.size - 1]])
+
+    @property
+    def thresholds(self) -> NDArray[np.float64]:
+        """(n,) what each row's basis was held against; NaN where that is nothing.
+
+        For rows that the selector left out, its bound; for the others, where a budget cut an order that follows the
+        basis, the basis of the last row kept (of their own group, under a quota).
+        """
+        out = np.full(self.n, np.nan)
+        if self.basis is not None and self.descending is not None and self.size < self.order.size:
+            out[self.order] = self._last_kept()[self.order]
+        if self.bound is not None:
+            out[self.excluded if self.size < self.order.size else slice(None)] = self.bound
+        return out
+
+    def _last_kept(self) -> NDArray[np.float64]:
+        """(n,) basis of the last row kept in each row's stratum; NaN where none was kept."""
+        assert self.basis is not None
+        strata = np.zeros(self.n, dtype=np.int64) if self.strata is None else self.strata
+        last = np.full(int(strata.max(initial=0)) + 1, np.nan)
+        last[strata[self.indices]] = self.basis[self.indices]  # assigned in order of choice: the last one stays
+        return last[strata]
+
+    def reasons(self) -> NDArray[np.object_]:
+        """(n,) why each row was not chosen, None where it was.
+
+        Few distinct texts (a handful, or one or two a group), so that the column compresses; the numbers of a single
+        row stand in ``basis``, ``thresholds`` and ``place``.
+        """
+        out = np.full(self.n, None, dtype=object)
+        left_out = self.place < 0
+        out[left_out] = "not among the rows that were ranked"
+        out[left_out & self.excluded] = self.why_not or "left out by the selector"
+        if self.no_share is not None:
+            assert self.strata is not None
+            for stratum in np.flatnonzero(self.no_share):
+                out[self.strata == stratum] = f"{self.strata_names[stratum]} has no share in the quota"
+        past = self.order[self.size :]
+        below = "below" if self.descending else "above"
+        follows = self.basis is not None and self.descending is not None
+        of = "the" if self.strata is None else "its"
+        if not follows:
+            words = ["after the last row kept, in the order of choice"]
+            which = np.zeros(past.size, dtype=np.int64)
+        else:
+            assert self.basis is not None
+            words = [
+                f"{self.basis_name} {below} that of {of} last row kept",
+                f"{self.basis_name} equal to that of {of} last row kept, which stands earlier in the pool",
+            ]
+            which = (self.basis[past] == self._last_kept()[past]).astype(np.int64)
+        if self.strata is None:
+            out[past] = np.array(words if self.size else ["the budget keeps no row"] * 2, dtype=object)[which]
+            return out
+        sizes = np.bincount(self.strata[self.order], minlength=len(self.strata_names))
+        kept = np.bincount(self.strata[self.indices], minlength=len(self.strata_names))
+        texts = np.empty((len(self.strata_names), len(words)), dtype=object)
+        for s, name in enumerate(self.strata_names):
+            head = f"{name}, {kept[s]:,} of {sizes[s]:,} kept: "
+            texts[s] = [head + (word if kept[s] else "no place fell to it") for word in words]
+        out[past] = texts[self.strata[past], which]
+        return out
+
+    def explain(self, row: int) -> str:
+        """Say in one sentence what became of a row, with its numbers.  O(n): for a person, not for a million rows."""
+        place, basis = int(self.place[row]), "" if self.basis is None else f"{self.basis_name} {self.basis[row]:.6g}"
+        if 0 <= place < self.size:
+            why = f"chosen, place {place + 1:,} of {self.size:,}"
+        else:
+            limit = self.thresholds[row]
+            against = "" if np.isnan(limit) else f", the limit is {limit:.6g}"
+            why = f"not chosen: {self.reasons()[row]}{against}"
+        if self.strata is not None and place >= 0:
+            stratum = self.strata[row]
+            ahead = int((self.strata[self.order[:place]] == stratum).sum())
+            total = int((self.strata[self.order] == stratum).sum())
+            why += f"; {self.strata_names[stratum]}, place {ahead + 1:,} of {total:,}"
+        return f"row {row}: {why}" + (f" ({basis})." if basis else ".")
+
     def __len__(self) -> int:
-        return self.indices.size
+        return self.size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Inputs:
-    """The arrays of one selection, checked: what a selector's hook receives."""
+    """The arrays of one selection, checked: what a selector's hook receives.  They may be read-only."""
 
     n: int
     x: NDArray[Any] | None
+    """Scores, float64 (n,), or features as they were given, (n, d); None where only the length was given."""
     quality: NDArray[np.float64] | None
     groups: NDArray[np.int64] | None
+    """(n,) codes into ``group_names``."""
     group_names: list[str]
     cost: NDArray[np.float64] | None
+    """(n,) tokens of each row if the budget is in tokens, else None: what the budget is shared out by."""
 
 
 class Selector(Parameters, ABC):
@@ -233,8 +388,11 @@ class Selector(Parameters, ABC):
 
     Laws (``curate.testing.check_selector``)
     ----------------------------------------
-    1. ``k`` distinct rows in order of choice.  2. If ``nested``, the choice of j is the first j of the choice of k.
-    3. Ties go to the lowest row.  4. The inputs are not written to.  5. The same inputs and seed give the same choice.
+    1. ``k`` distinct rows in order of choice.
+    2. If ``nested``, the choice of j is the first j of the choice of k.
+    3. Ties go to the lowest row.
+    4. The inputs are not written to, nor are the parameters.
+    5. The same inputs and seed give the same choice, whatever was selected before and however many threads there are.
     """
 
     nested: ClassVar[bool] = True
@@ -244,7 +402,7 @@ class Selector(Parameters, ABC):
 
     @abstractmethod
     def _rank(self, inputs: Inputs, k: int) -> Ranking:
-        """Return at least the first ``k`` rows in order of choice (all rows, if ``nested``)."""
+        """Return at least the first ``k`` rows in order of choice (all rows that may be chosen, if ``nested``)."""
 
     @final
     def select(
@@ -258,91 +416,116 @@ class Selector(Parameters, ABC):
         quota: Quota | None = None,
         quota_groups: NDArray[Any] | None = None,
     ) -> Selection:
-        """Choose rows within a budget.
+        """Choose rows within a budget: order (the selector), balance (the quota), cut (the budget).
 
         Parameters
         ----------
         x : array (n,) or (n, d), or the number n where the selector looks at no numbers.
         k : rows, "10%", "50M tokens" or a ``Budget``; None keeps every row that the selector would keep.
         quality : float array (n,), higher is better, for selectors that weigh rows.
-        groups : array (n,) of labels that the selector itself works by (prompts, clusters).
+        groups : array (n,) of labels that the selector itself works by (prompts).
         cost : array (n,), tokens of each row, for a budget in tokens.
         quota, quota_groups : shares and the labels (n,) they are over (a source, a task); see ``curate.Quota``.
 
         Raises
         ------
         InputError
-            For arrays of unequal length, NaN or infinite values, a missing input, or a budget that the pool cannot fill.
+            For arrays of unequal length, NaN or infinite values, a missing input, or a budget that the pool cannot
+            fill.  All of it but the last is found before the selector starts to work.
         """
         caller = type(self).__name__
-        n = int(x) if isinstance(x, (int, np.integer)) else len(x)
-        numbers = None if isinstance(x, (int, np.integer)) else np.asarray(x)
-        if numbers is None and self.x_name != "nothing":
-            raise InputError(f"{caller}: an array of {self.x_name} was asked, the number {x} was found.")
-        if numbers is not None and self.x_name != "nothing":
-            numbers = _check_numbers(numbers, self.x_name, n, ndim=2 if self.x_name == "features" else 1, caller=caller)
+        numbers, n = _pool(x, self.x_name, caller=caller)
         labels, names = _labels(groups, n, "groups", caller=caller)
         if self.needs_groups and labels is None:
             raise InputError(f"{caller}: needs groups=, one label a row.")
-        inputs = Inputs(
-            n=n,
-            x=numbers,
-            quality=None if quality is None else _check_numbers(quality, "quality", n, ndim=1, caller=caller),
-            groups=labels,
-            group_names=names,
-            cost=None if cost is None else _check_cost(cost, n, caller=caller),
-        )
+        if quality is not None:
+            quality = _check_numbers(quality, "quality", n, ndim=1, caller=caller)
+        costs = None if cost is None else _check_cost(cost, n, caller=caller)
         budget = None if k is None else Budget.parse(k)
-        limit = None if budget is None else budget.limit(n)
-        if limit is not None and limit > n:
-            raise InputError(f"{caller}: k={limit} rows asked of a pool of n={n}; lower k, or widen the pool.")
-        ranking = self._rank(inputs, n if limit is None or quota is not None else limit)
-        order = ranking.order
+        if budget is None or budget.tokens is None:
+            costs = None
+        if budget is not None:
+            afford(budget, n, None, costs, caller=caller)
+        of, quota_names = _labels(quota_groups, n, "quota_groups", caller=caller)
+        shares = None
         if quota is not None:
-            of, quota_names = _labels(quota_groups, n, "quota_groups", caller=caller)
             if of is None:
                 raise InputError(f"{caller}: a quota needs quota_groups=, one label a row.")
-            cost_of = inputs.cost if budget is not None and budget.tokens is not None else None
-            weight = np.bincount(of, weights=cost_of, minlength=len(quota_names)).astype(np.float64)
-            shares = quota.weights(quota_names, weight)
-            order = order[interleave(of[order], shares, None if cost_of is None else cost_of[order])]
-        kept = order.size if budget is None else cut(order, budget, n, inputs.cost, caller=caller)
-        excluded = np.ones(n, dtype=bool)
-        excluded[order] = False
-        indices = np.ascontiguousarray(order[:kept], dtype=np.int64)
-        threshold = None
-        if ranking.basis is not None and quota is None and kept and ranking.labels is None:
-            threshold = float(ranking.basis[indices[-1]])
+            shares = quota.weights(quota_names, np.bincount(of, costs, len(quota_names)).astype(np.float64))
+
+        limit = None if budget is None or quota is not None else budget.limit(n)
+        inputs = Inputs(n=n, x=numbers, quality=quality, groups=labels, group_names=names, cost=costs)
+        ranking = self._rank(inputs, n if limit is None else limit)
+
+        order = np.ascontiguousarray(ranking.order, dtype=np.int64)
+        strata = strata_names = no_share = None
+        if shares is not None:
+            assert of is not None
+            order = order[interleave(of[order], shares, None if costs is None else costs[order])]
+            strata, strata_names, no_share = of, [f"group {name!r}" for name in quota_names], shares == 0
+        elif ranking.labels is not None:
+            values, strata = np.unique(ranking.labels, return_inverse=True)
+            strata_names = [f"cluster {value}" for value in values]
+        kept = order.size if budget is None else cut(order, budget, n, costs, caller=caller)
+        excluded = np.zeros(n, dtype=bool)
+        if self.nested or limit is None:  # else the order ends where the budget does, and says nothing of other rows
+            excluded[:] = True
+            excluded[order] = False
         return Selection(
-            indices=indices,
+            order=order,
+            size=kept,
             n=n,
             basis=ranking.basis,
             basis_name=ranking.basis_name,
-            threshold=threshold,
+            descending=ranking.descending,
             labels=ranking.labels,
             gains=None if ranking.gains is None or quota is not None else ranking.gains[:kept],
-            excluded=excluded if self.nested or budget is None else None,
+            excluded=excluded,
             why_not=ranking.why_not,
+            bound=ranking.bound,
+            strata=strata,
+            strata_names=strata_names or [],
+            no_share=no_share,
         )
 
 
+def _pool(x: Any, x_name: str, *, caller: str) -> tuple[NDArray[Any] | None, int]:
+    """Return the checked array (None if only the length counts) and the number of rows."""
+    if isinstance(x, (int, np.integer)) and not isinstance(x, bool):
+        if x_name != "nothing":
+            raise InputError(f"{caller}: an array of {x_name} was asked, the number {x} was found.")
+        if x < 0:
+            raise InputError(f"{caller}: a pool of 0 rows or more was asked, {x} was found.")
+        return None, int(x)
+    array = np.asanyarray(x)  # a memory map stays one
+    if array.ndim == 0:
+        raise InputError(f"{caller}: an array of {x_name} was asked, {x!r} was found.")
+    if x_name == "nothing":
+        return None, len(array)
+    return _check_numbers(array, x_name, len(array), ndim=2 if x_name == "features" else 1, caller=caller), len(array)
+
+
 def _check_numbers(values: Any, what: str, n: int, *, ndim: int, caller: str) -> NDArray[Any]:
-    array = np.asarray(values)
+    array = np.asanyarray(values)
     if array.ndim != ndim:
         raise InputError(f"{caller}: {what} of {ndim} dimension(s) was asked, shape {array.shape} was found.")
     if len(array) != n:
         raise InputError(f"{caller}: {what} has {len(array)} rows, the pool has {n}.")
     if array.dtype.kind not in "fiub":
         raise InputError(f"{caller}: {what} must be numbers, dtype {array.dtype} was found.")
+    if n and not array[:1].size:
+        raise InputError(f"{caller}: {what} of at least one column was asked, shape {array.shape} was found.")
     if ndim == 1:
-        array = array.astype(np.float64)
+        array = array.astype(np.float64)  # a copy: the selection keeps it
     # Row blocks: a memory-mapped feature matrix is never copied whole just to look for NaN.
     block = max(1, 2**24 // max(1, array[:1].size))
     for start in range(0, n, block):
         finite = np.isfinite(array[start : start + block]).reshape(min(block, n - start), -1).all(axis=1)
         if not finite.all():
             first = start + int(np.argmin(finite))
-            raise InputError(f"{caller}: {what} holds NaN or infinity, first at row {first} of {n}; drop or score those rows first.")
+            raise InputError(
+                f"{caller}: {what} holds NaN or infinity, first at row {first} of {n}; drop or score those rows first."
+            )
     return array
 
 
@@ -354,15 +537,19 @@ def _check_cost(cost: Any, n: int, *, caller: str) -> NDArray[np.float64]:
 
 
 def _labels(labels: Any, n: int, what: str, *, caller: str) -> tuple[NDArray[np.int64] | None, list[str]]:
+    """Return (codes, names) of labels of any kind: text, whole numbers, byte keys (named in hex), None (named "")."""
     if labels is None:
         return None, []
     array = np.asarray(labels)
     if array.shape != (n,):
         raise InputError(f"{caller}: {what} must be one label a row, ({n},); found shape {array.shape}.")
-    if array.dtype == object:
-        array = np.array(["" if v is None else str(v) for v in array])
-    names, codes = np.unique(array, return_inverse=True)
-    return codes.astype(np.int64).reshape(n), [v.hex() if isinstance(v, bytes) else str(v) for v in names.tolist()]
+    if array.dtype.kind in "iub":
+        values, codes = np.unique(array, return_inverse=True)
+        return codes.astype(np.int64).reshape(n), [str(v) for v in values.tolist()]
+    words = ["" if v is None else v.hex() if isinstance(v, bytes) else str(v) for v in array.tolist()]
+    names = sorted(set(words))
+    code = {name: i for i, name in enumerate(names)}
+    return np.fromiter(map(code.__getitem__, words), dtype=np.int64, count=n), names
 
 
 @dataclass(frozen=True)

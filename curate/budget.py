@@ -1,8 +1,8 @@
 """How much may be chosen, and how it is shared out.
 
-A selector puts rows in an *order of choice*.  A ``Quota`` re-interleaves that order so that every prefix holds the groups
-in the wanted shares; a ``Budget`` cuts the order where the money runs out.  Order, balance, cut: three steps, each on
-plain arrays, each nested (a smaller budget chooses a prefix of what a larger one chooses).
+A selector puts rows in an *order of choice*.  A ``Quota`` re-interleaves that order so that every prefix holds the
+groups in the wanted shares; a ``Budget`` cuts the order where the money runs out.  Order, balance, cut: three steps,
+each on plain arrays, each nested (a smaller budget chooses a prefix of what a larger one chooses).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 import numpy as np
@@ -28,7 +29,8 @@ def parse_count(text: str | int | float) -> float:
     found = re.fullmatch(r"\s*([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([kmbgKMBG]?)\s*", str(text))
     if not found:
         raise InputError(f"a count was asked, {text!r} was found; write 5000, '10k' or '50M'.")
-    return float(found[1].replace("_", "").replace(",", "")) * _SUFFIX[found[2].lower()]
+    # A fraction, because in floating point 1.005 * 1000 is not a whole number.
+    return float(Fraction(found[1].replace("_", "").replace(",", "")) * _SUFFIX[found[2].lower()])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +52,8 @@ class Budget:
             raise InputError(f"a budget's fraction lies in (0, 1]; found {self.fraction}.")
         for name in ("rows", "tokens"):
             value = getattr(self, name)
-            if value is not None and value < 0:
-                raise InputError(f"a budget of {value} {name}: it must be 0 or more.")
+            if value is not None and not (value >= 0 and value == int(value)):
+                raise InputError(f"a budget of {value} {name}: a whole number of 0 or more was asked.")
 
     @classmethod
     def parse(cls, value: Budget | int | float | str | Mapping[str, object]) -> Budget:
@@ -61,26 +63,27 @@ class Budget:
         if isinstance(value, Mapping):
             unknown = set(value) - {"rows", "fraction", "tokens"}
             if unknown:
-                raise InputError(f"a budget has rows, fraction or tokens; found {', '.join(map(str, sorted(unknown)))}.")
+                raise InputError(
+                    f"a budget has rows, fraction or tokens; found {', '.join(map(str, sorted(unknown)))}."
+                )
             fraction = value.get("fraction")
             return cls(
                 rows=_whole(value.get("rows"), "rows"),
-                fraction=None if fraction is None else float(str(fraction)),
+                fraction=None if fraction is None else _fraction(str(fraction)),
                 tokens=_whole(value.get("tokens"), "tokens"),
             )
         if isinstance(value, str):
             text = value.strip()
             if text.endswith("%"):
-                try:
-                    return cls(fraction=float(text[:-1]) / 100)
-                except ValueError:
-                    raise InputError(f"a budget in percent was asked, {value!r} was found; write '10%'.") from None
+                return cls(fraction=_fraction(text))
             if text.lower().endswith("tokens"):
                 return cls(tokens=_whole(text[: -len("tokens")], "tokens"))
             if text.lower().endswith("rows"):
                 return cls(rows=_whole(text[: -len("rows")], "rows"))
         if isinstance(value, float) and not value.is_integer():
-            raise InputError(f"a budget of {value} rows: write '{value:.0%}' for a fraction, or a whole number of rows.")
+            raise InputError(
+                f"a budget of {value} rows: write '{value:.0%}' for a fraction, or a whole number of rows."
+            )
         return cls(rows=_whole(value, "rows"))
 
     def __str__(self) -> str:
@@ -95,8 +98,18 @@ class Budget:
         if self.rows is not None:
             return self.rows
         if self.fraction is not None:
-            return max(1, math.floor(self.fraction * n + 1e-9)) if n else 0
+            # Two roundings (the fraction itself, the product) can leave 0.29 * 100 just under 29; the factor outweighs
+            # them, and lifts nothing that is further than that from a whole number.
+            return min(n, max(1, math.floor(self.fraction * n * (1 + 2**-51))))
         return None
+
+
+def _fraction(text: str) -> float:
+    """``"10%"`` → 0.1; ``"0.1"`` → 0.1."""
+    try:
+        return float(text.rstrip().removesuffix("%")) / (100 if text.rstrip().endswith("%") else 1)
+    except ValueError:
+        raise InputError(f"a fraction was asked, {text!r} was found; write '10%' or 0.1.") from None
 
 
 def _whole(value: object, unit: str) -> int | None:
@@ -113,8 +126,9 @@ class Quota:
     """The shares in which groups take part, at every prefix of the order of choice."""
 
     shares: Literal["uniform", "proportional", "tempered"] | Mapping[str, float] = "uniform"
-    """``uniform``: every group the same; ``proportional``: by its cost in the pool; ``tempered``: that to the power
-    1/``temperature``; or a mapping group → weight (a group left out gets nothing)."""
+    """``uniform``: every group the same; ``proportional``: by its cost in the pool (rows, or tokens where the budget is
+    in tokens); ``tempered``: that to the power 1/``temperature``; or a mapping group → weight (a group left out gets
+    nothing).  Weights are read as the decimals that were written: 0.1 to 0.3 is exactly 1 to 3."""
     temperature: float = 2.0
     """τ of the tempered shares: 1 is proportional, ∞ uniform."""
 
@@ -124,20 +138,35 @@ class Quota:
             unknown = sorted(set(self.shares) - set(names))
             if unknown:
                 raise InputError(f"quota names groups {unknown} that the pool does not hold; it holds {sorted(names)}.")
-            weights = np.array([float(self.shares.get(name, 0.0)) for name in names])
+            weights = _proportions([self.shares.get(name, 0.0) for name in names])
         elif self.shares == "uniform":
             weights = np.ones(len(names))
         elif self.shares == "proportional":
-            weights = totals.copy()
+            weights = np.where(totals > 0, totals, 1.0)  # rows that cost nothing take place 0 whatever their weight
         elif self.shares == "tempered":
             if not self.temperature > 0:
                 raise InputError(f"quota: a temperature above 0 was asked, {self.temperature} was found.")
-            weights = totals ** (1.0 / self.temperature)
+            weights = np.where(totals > 0, totals, 1.0) ** (1.0 / self.temperature)
         else:
             raise InputError(f"quota: shares are uniform, proportional, tempered or a mapping; found {self.shares!r}.")
         if len(names) and (not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() <= 0):
             raise InputError("quota: every share must be a finite number of at least 0, and one must be above 0.")
         return weights
+
+
+def _proportions(shares: list[float]) -> NDArray[np.float64]:
+    """Return weights in the proportions of ``shares``: whole numbers, where decimals as they were written allow it.
+
+    ``interleave`` divides by them.  Quotients of whole numbers that are equal are equal in floating point too, whereas
+    0.5 / 0.1 and 1.5 / 0.3 need not be.
+    """
+    try:
+        exact = [Fraction(str(share)) for share in shares]
+    except ValueError:  # NaN and infinity: the caller refuses them by name
+        return np.array([float(share) for share in shares])
+    scale = math.lcm(*(share.denominator for share in exact))
+    whole = [share * scale for share in exact]
+    return np.array([float(w) for w in (whole if all(abs(w) < 2**53 for w in whole) else exact)])
 
 
 def interleave(
@@ -148,7 +177,12 @@ def interleave(
     The rows come in order of choice.  The row that brings its group from cost c to c + w takes the place
     ``(c + w/2) / weight``, and places are sorted (ties: the earlier row).  With unit costs this is the Sainte-Laguë
     (Webster) divisor method, so a prefix of k rows apportions k without bias, sums to k exactly, and growing k never
-    takes a row away.  A group that runs dry simply stops taking part: its share goes to the others, by their weights.
+    takes a row away.  A group that runs out leaves the rest to the others, by their weights.
+
+    Exactness: with whole costs and weights, equal places compare equal (IEEE division rounds equal rationals alike),
+    and two different ones, (2r+1)/2v and (2s+1)/2w, lie at least 1/((2r+1)·w) apart, relatively: they too compare right
+    while rows times weight stays below 2⁵².  Beyond that, and with weights that are not whole (tempered shares), places
+    closer than rounding count as a tie.  Rows of one group keep their order in every case.
 
     Parameters
     ----------
@@ -159,48 +193,80 @@ def interleave(
     Returns
     -------
     int array of positions into the input, at most n long.
+
+    References
+    ----------
+    Balinski & Young 1982, "Fair Representation", on divisor methods.
     """
     groups = np.asarray(groups, dtype=np.int64)
     n = groups.size
+    if not n:
+        return np.empty(0, dtype=np.int64)
     cost = np.ones(n) if cost is None else np.asarray(cost, dtype=np.float64)
     by_group = np.argsort(groups, kind="stable")
-    running = np.cumsum(cost[by_group])
-    starts = np.flatnonzero(np.r_[True, groups[by_group][1:] != groups[by_group][:-1]]) if n else np.empty(0, np.int64)
-    before = np.r_[0.0, running][starts]  # cost of everything ahead of each group's first row
-    base = np.repeat(before, np.diff(np.r_[starts, n]))
+    running = np.r_[0.0, np.cumsum(cost[by_group])]
+    starts = np.flatnonzero(np.r_[True, np.diff(groups[by_group]) != 0])
+    base = np.repeat(running[starts], np.diff(np.r_[starts, n]))  # cost of all that stands ahead of each row's group
+    # As a mean of two cumulative sums: each is monotone within a group whatever the rounding, so the mean is.
     middle = np.empty(n)
-    middle[by_group] = running - base - cost[by_group] / 2
-    share = np.asarray(weights, dtype=np.float64)[groups] if n else np.empty(0)
+    middle[by_group] = ((running[:-1] - base) + (running[1:] - base)) / 2
+    share = np.asarray(weights, dtype=np.float64)[groups]
     taking_part = np.flatnonzero(share > 0)
     place = middle[taking_part] / share[taking_part]
     return taking_part[np.argsort(place, kind="stable")]
 
 
-def cut(order: NDArray[np.int64], budget: Budget, n: int, cost: NDArray[np.float64] | None, *, caller: str) -> int:
-    """Return how many rows of ``order`` the budget pays for.
+def afford(
+    budget: Budget, n: int, order: NDArray[np.int64] | None, cost: NDArray[np.float64] | None, *, caller: str
+) -> None:
+    """Check that a pool of ``n`` rows, of which those in ``order`` may be chosen (None: all), can fill the budget.
 
-    In rows: exactly k.  In tokens: the longest prefix whose costs sum to at most the budget (a prefix, so budgets nest;
-    at most one row's cost stays unspent).
+    Raises
+    ------
+    InputError
+        For more rows or tokens than there are, or a budget in tokens without the rows' costs.
     """
+    count = n if order is None else order.size
+    left = "" if count == n else f", of which {count:,} may be chosen"
     k = budget.limit(n)
     if k is not None:
-        if k > order.size:
-            left = "" if order.size == n else f" of which {order.size} may be chosen"
+        if k > count:
             raise InputError(
-                f"{caller}: k={k} rows asked of a pool of n={n}{left}; lower the budget, loosen what comes before, or widen the pool."
+                f"{caller}: k={k} rows asked of a pool of n={n}{left}; lower the budget, or widen the pool."
             )
-        return k
+        return
     if cost is None:
         raise InputError(f"{caller}: a budget in tokens needs the rows' costs; pass cost=, one number of tokens a row.")
     assert budget.tokens is not None
-    spent = np.cumsum(cost[order])
-    if spent.size and budget.tokens > 0 and spent[-1] < budget.tokens:
+    held = float(cost.sum() if order is None else cost[order].sum())
+    if held < budget.tokens:
         raise InputError(
-            f"{caller}: {budget.tokens:,} tokens asked of a pool that holds {int(spent[-1]):,}; lower the budget or widen the pool."
+            f"{caller}: {budget.tokens:,} tokens asked of a pool of n={n} rows{left}, which hold {int(held):,} tokens; "
+            f"lower the budget, or widen the pool."
         )
+
+
+def cut(order: NDArray[np.int64], budget: Budget, n: int, cost: NDArray[np.float64] | None, *, caller: str) -> int:
+    """Return how many rows of ``order`` the budget pays for.
+
+    In rows: exactly k.  In tokens: the longest prefix whose costs sum to at most the budget.  A prefix, so that budgets
+    nest: what stays unspent is less than the cost of the next row in order.
+
+    Raises
+    ------
+    InputError
+        If the rows cannot fill the budget (see ``afford``), or it is too small for the first of them.
+    """
+    afford(budget, n, order, cost, caller=caller)
+    k = budget.limit(n)
+    if k is not None:
+        return k
+    assert budget.tokens is not None and cost is not None
+    spent = np.cumsum(cost[order])
     k = int(np.searchsorted(spent, budget.tokens, side="right"))
-    if k == 0 and budget.tokens > 0 and spent.size:
+    if k == 0 and budget.tokens > 0:
         raise InputError(
-            f"{caller}: the first row of choice alone costs {int(spent[0]):,} tokens, the budget is {budget.tokens:,}; raise it."
+            f"{caller}: the first row of choice alone costs {int(spent[0]):,} tokens, "
+            f"the budget is {budget.tokens:,}; raise it."
         )
     return k

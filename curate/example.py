@@ -60,20 +60,30 @@ REJECTED_SCHEMA = pa.schema(
     ]
 )
 
-_FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id", "thinking")
+_REST = ("name", "tool_calls", "tool_call_id", "thinking")
+_SPELT_ROLES = {role: b"%d:%s" % (len(role), role.encode()) for role in ROLES}
+
+
+def _spelt(value: str | None) -> bytes:
+    """Return a field as it enters a digest: its length in bytes and its bytes, so that no two lists of fields look alike."""
+    if value is None:
+        return b"-;"
+    data = value.encode("utf-8", "surrogatepass")
+    return b"%d:%s" % (len(data), data)
 
 
 def _update(digest: Any, messages: Sequence[Mapping[str, Any]]) -> None:
+    # One update for all fields of all turns, and a short way for turns of role and content: a third of the time.
+    parts: list[bytes] = []
     for message in messages:
-        for field in _FIELDS:
-            value = message.get(field)
-            if value is None:
-                digest.update(b"-;")
-            else:
-                data = value.encode("utf-8", "surrogatepass")
-                digest.update(b"%d:" % len(data))
-                digest.update(data)
-        digest.update({None: b"-", True: b"t", False: b"f"}[message.get("train")])
+        role = message["role"]
+        parts += (_SPELT_ROLES.get(role) or _spelt(role), _spelt(message["content"]))
+        if len(message) == 2:
+            parts.append(b"-;-;-;-;-")
+        else:
+            parts += [_spelt(message.get(field)) for field in _REST]
+            parts.append({None: b"-", True: b"t", False: b"f"}[message.get("train")])
+    digest.update(b"".join(parts))
 
 
 def keys(messages: Sequence[Mapping[str, Any]], tools: str | None) -> tuple[bytes, bytes]:
@@ -84,8 +94,7 @@ def keys(messages: Sequence[Mapping[str, Any]], tools: str | None) -> tuple[byte
     """
     last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=len(messages))
     digest = hashlib.blake2b(digest_size=16)
-    data = b"" if tools is None else tools.encode("utf-8", "surrogatepass")
-    digest.update(b"-;" if tools is None else b"%d:" % len(data) + data)
+    digest.update(_spelt(tools))
     _update(digest, messages[:last])
     prompt = digest.copy()
     prompt.update(b"|prompt")

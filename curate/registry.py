@@ -10,10 +10,12 @@ from __future__ import annotations
 import difflib
 import importlib
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from curate.exceptions import InputError
+from curate.exceptions import CurateError, InputError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 Kind = Literal["scorers", "selectors", "correctors", "connectors"]
 
@@ -36,13 +38,28 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "kmq": "curate.selectors.kmq:KMQ",
     },
     "correctors": {},
-    "connectors": {},
+    "connectors": {
+        "parquet": "curate.connectors.parquet:Parquet",
+        "jsonl": "curate.connectors.jsonl:JSONLines",
+        "json": "curate.connectors.json_document:JSONDocument",
+        "csv": "curate.connectors.delimited:CSV",
+        "tsv": "curate.connectors.delimited:TSV",
+    },
 }
 
 
+_CONTRACT = {"scorers": "Scorer", "selectors": "Selector", "correctors": "Corrector", "connectors": "Connector"}
+
+
 @cache
-def _plugins(kind: Kind) -> dict[str, EntryPoint]:
-    return {e.name: e for e in entry_points(group=f"curate.{kind}") if e.name not in BUILT_IN[kind]}
+def _plugins(kind: Kind) -> dict[str, list[EntryPoint]]:
+    """Return what other packages offer: each word with the entry points that claim it.  Imports none of them."""
+    from importlib.metadata import entry_points  # costs a few hundredths of a second; built-in words do without
+
+    found: dict[str, list[EntryPoint]] = {}
+    for entry in entry_points(group=f"curate.{kind}"):
+        found.setdefault(entry.name, []).append(entry)
+    return found
 
 
 def names(kind: Kind) -> list[str]:
@@ -62,12 +79,43 @@ def find(kind: Kind, word: str) -> type:
     Raises
     ------
     InputError
-        If nothing goes by that word; the message has the nearest one and the whole list.
+        If nothing goes by that word (the message has the nearest one and the whole list), if two packages claim it, or
+        if the package that offers it cannot be loaded or offers something else.
     """
     if word in BUILT_IN[kind]:
         module, _, attribute = BUILT_IN[kind][word].partition(":")
         return getattr(importlib.import_module(module), attribute)
     if word in _plugins(kind):
-        return _plugins(kind)[word].load()
+        return _load(kind, _plugins(kind)[word])
     known = names(kind)
-    raise InputError(f"no {kind[:-1]} is called {word!r}{nearest(word, known)} Known: {', '.join(known)}.")
+    raise InputError(f"no {kind[:-1]} is called {word!r}{nearest(word, known) or '.'} Known: {', '.join(known)}.")
+
+
+def _load(kind: Kind, entries: list[EntryPoint]) -> type:
+    entry = entries[0]
+    where = f"{entry.value!r} of the package {entry.dist.name if entry.dist else '?'!r}"
+    if len(entries) > 1:
+        claims = ", ".join(sorted(repr(e.value) for e in entries))
+        raise InputError(
+            f"the {kind[:-1]} {entry.name!r} is offered by {len(entries)} packages: {claims}; uninstall all but one."
+        )
+    try:
+        found = entry.load()
+    except CurateError:  # a missing optional package, said by the plugin itself
+        raise
+    except Exception as error:  # whatever a stranger's module does when it is imported
+        raise InputError(
+            f"the {kind[:-1]} {entry.name!r} is {where}, which cannot be loaded: {type(error).__name__}: {error}; "
+            f"repair or uninstall that package."
+        ) from error
+    contract = getattr(importlib.import_module("curate.base"), _CONTRACT[kind])
+    if not (isinstance(found, type) and issubclass(found, contract)):
+        raise InputError(
+            f"the {kind[:-1]} {entry.name!r} is {where}, which is no subclass of curate.{contract.__name__}."
+        )
+    name = getattr(found, "name", None)
+    if name != entry.name:
+        raise InputError(
+            f"the {kind[:-1]} {entry.name!r} is {where}, whose class calls itself {name!r}; the two must agree."
+        )
+    return found

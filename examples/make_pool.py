@@ -6,9 +6,9 @@
 ``--seed`` and on the row ids alone: rows are ordered by a keyed hash of their id, so neither the number of input files
 nor their order changes the result.
 
-What is taken, and why each source may be, stands in ``examples/pool/LICENSES.md``.  Natural noise is kept: identity rows
-with ``{{name}}`` placeholders, roleplay prompts that carry two different answers, roleplay rows that are there twice, and
-GSM8K questions in two formats.
+What is taken, and why each source may be, stands in ``examples/pool/LICENSES.md``.  Natural noise is kept: identity
+rows with ``{{name}}`` placeholders, roleplay prompts that carry two different answers, roleplay rows that are there
+twice, and GSM8K questions in two formats.
 """
 
 from __future__ import annotations

@@ -160,8 +160,9 @@ def leave_out_near_copies(rows: list[dict], pool: list[dict], overlap: float) ->
     """The rows that no pool row resembles, and how many fell to each rule.
 
     A row falls if (1) its first user message, or that message without its wrapper, equals a pool row's up to case and
-    punctuation; (2) its last answer, of more than 40 letters and digits, equals a pool row's; (3) the word triples of the
-    two bare prompts have a Jaccard overlap of at least ``overlap``; (4) an earlier row has the same prompt and answer.
+    punctuation; (2) its last answer, of more than 40 letters and digits, equals a pool row's; (3) the word triples of
+    the two bare prompts have a Jaccard overlap of at least ``overlap``; (4) an earlier row has the same prompt and
+    answer.
     """
 
     def prompts(row: dict) -> set[str]:
@@ -259,8 +260,8 @@ def encode_rows(rows: list[dict], tokenizer: Tokenizer) -> list[Encoded]:
     for row in rows:
         ids, spoken = [bos], [False]
         for message in row["messages"]:
-            body = next(pieces).ids + [eos]
-            ids += [tokenizer.token_to_id(f"<|{message['role']}|>")] + body
+            body = [*next(pieces).ids, eos]
+            ids += [tokenizer.token_to_id(f"<|{message['role']}|>"), *body]
             spoken += [False] + [message["role"] == "assistant"] * len(body)
         encoded.append(Encoded(np.array(ids), np.array(spoken), row["source"]))
     return encoded
@@ -296,8 +297,14 @@ def collate(sequences: list[tuple[NDArray, NDArray]], pad: int) -> Batch:
 
 
 def epoch_batches(
-    rows: list[Encoded], rng: np.random.Generator, *, batch_tokens: int, joined: float, context: int,
-    prompt_weight: float, pad: int,
+    rows: list[Encoded],
+    rng: np.random.Generator,
+    *,
+    batch_tokens: int,
+    joined: float,
+    context: int,
+    prompt_weight: float,
+    pad: int,
 ) -> Iterator[Batch]:
     """One pass over the rows, in batches of similar length and at most about ``batch_tokens`` tokens."""
     weighted = [(r.ids[:context], token_weights(r.spoken, prompt_weight)[:context]) for r in rows]
@@ -458,8 +465,6 @@ def transformers_model(shape: ModelShape, state: dict[str, Tensor], tokenizer: T
 
 def save_model(model: TinyLlama, tokenizer: Tokenizer, out: Path) -> float:
     """Write the model directory in bfloat16; returns the largest logit difference to ``transformers``, in float32."""
-    from transformers import PreTrainedTokenizerFast
-
     theirs = transformers_model(model.shape, model.transformers_state(), tokenizer)
     ids = torch.arange(2 * 300).view(2, 300) * 7919 % model.shape.vocab
     with torch.no_grad():
@@ -467,17 +472,20 @@ def save_model(model: TinyLlama, tokenizer: Tokenizer, out: Path) -> float:
     if difference > 1e-4:
         raise RuntimeError(f"our forward pass and LlamaForCausalLM differ by {difference:.2g} in a logit")
     theirs.bfloat16().save_pretrained(out)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=PAD,
-        additional_special_tokens=[f"<|{role}|>" for role in ROLES],
-        clean_up_tokenization_spaces=False,
-        model_max_length=model.shape.context,
-        chat_template=CHAT_TEMPLATE,
-    )
-    fast.save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)
+    # By hand, in the form that transformers 4 and 5 both read: the class name and the template's place changed.
+    tokenizer.save(str(out / "tokenizer.json"))
+    tokenizer_config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "pad_token": PAD,
+        "additional_special_tokens": [f"<|{role}|>" for role in ROLES],
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": model.shape.context,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    (out / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2) + "\n")
     return difference
 
 
@@ -550,7 +558,8 @@ def peek(model: nn.Module, rows: list[Encoded], other: NDArray[np.int64], contex
             batch = collate([(s, np.zeros(len(s), np.float32)) for s, _ in sequences], 0)
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 logits = model(batch.ids[:, :-1])
-            losses = F.cross_entropy(logits.float().mT, batch.ids[:, 1:], reduction="none").numpy()
+            flat = F.cross_entropy(logits.flatten(0, 1).float(), batch.ids[:, 1:].flatten(), reduction="none")
+            losses = flat.view(len(some), -1).numpy()
             for j, i in enumerate(some):
                 start, stop = len(pairs[i][0]), len(sequences[j][0])
                 out[i] = losses[j, start - 1 : stop - 1].mean()
@@ -578,7 +587,8 @@ def peek_rows(pool_dir: Path, tokenizer: Tokenizer, count: int, context: int, se
     keep, other = [], []
     for i, row in enumerate(rows):
         partners = [
-            j for j, r in enumerate(rows)
+            j
+            for j, r in enumerate(rows)
             if r.source == row.source and not np.array_equal(r.ids[r.spoken], row.ids[row.spoken])
         ]
         if partners:
@@ -623,13 +633,18 @@ def train(args: argparse.Namespace) -> None:
         for epoch in range(1_000_000):
             rng = rng_for(args.seed, "epoch", epoch)
             for batch in epoch_batches(
-                encoded, rng, batch_tokens=args.batch_tokens, joined=args.joined, context=shape.context,
-                prompt_weight=args.prompt_weight, pad=tokenizer.token_to_id(PAD),
+                encoded,
+                rng,
+                batch_tokens=args.batch_tokens,
+                joined=args.joined,
+                context=shape.context,
+                prompt_weight=args.prompt_weight,
+                pad=tokenizer.token_to_id(PAD),
             ):
                 yield epoch, batch
 
     start = time.monotonic()
-    done, step, tokens, running, epoch = 0.0, 0, 0, [], 0
+    done, step, tokens, running = 0.0, 0, 0, []
     next_peek, next_save = args.peek_minutes, args.save_minutes
     history: list[dict] = []
     stream = batches()
@@ -638,7 +653,8 @@ def train(args: argparse.Namespace) -> None:
         value = 0.0
         micro = [next(stream) for _ in range(args.accumulate)]
         weight = sum(float(b.weights.sum()) for _, b in micro)
-        for epoch, batch in micro:
+        epoch = micro[-1][0]
+        for _, batch in micro:
             with torch.autocast("cpu", torch.bfloat16):
                 total, _ = loss_of(batch.ids, batch.weights)
             (total / weight).backward()
@@ -655,12 +671,20 @@ def train(args: argparse.Namespace) -> None:
         if step % 20 == 0:
             mean = float(np.mean(running[-20:]))
             rate = tokens / minutes / 60
-            print(f"{minutes:6.1f} min  step {step}  epoch {epoch}  loss {mean:.4f}  lr x{lr:.2f}  {rate:,.0f} tokens/s",
-                  flush=True)
+            print(
+                f"{minutes:6.1f} min  step {step}  epoch {epoch}  loss {mean:.4f}  lr x{lr:.2f}  {rate:,.0f} tokens/s",
+                flush=True,
+            )
         if minutes >= next_peek or done >= 1:
             next_peek += args.peek_minutes
-            report = {"minutes": round(minutes, 1), "step": step, "epoch": epoch, "tokens": tokens,
-                      "loss": float(np.mean(running[-100:])), **peek(model, peeked, borrowed, shape.context)}
+            report = {
+                "minutes": round(minutes, 1),
+                "step": step,
+                "epoch": epoch,
+                "tokens": tokens,
+                "loss": float(np.mean(running[-100:])),
+                **peek(model, peeked, borrowed, shape.context),
+            }
             history.append(report)
             print("peek " + json.dumps({k: round(v, 4) for k, v in report.items()}), flush=True)
         if minutes >= next_save or done >= 1:
@@ -669,10 +693,19 @@ def train(args: argparse.Namespace) -> None:
             torch.save(model.state_dict(), args.scratch / "weights.pt")
             run = {
                 "command": shlex.join([Path(sys.argv[0]).name, *args.shown]),
-                "seed": args.seed, "parameters": parameters, "shape": asdict(shape), "finished": done >= 1,
-                "minutes": round(minutes, 2), "steps": step, "epochs": epoch, "tokens_seen": tokens,
-                "threads": torch.get_num_threads(), "torch": torch.__version__,
-                "largest_logit_difference_to_transformers": difference, "data": data_report, "peeks": history,
+                "seed": args.seed,
+                "parameters": parameters,
+                "shape": asdict(shape),
+                "finished": done >= 1,
+                "minutes": round(minutes, 2),
+                "steps": step,
+                "epochs": epoch,
+                "tokens_seen": tokens,
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+                "largest_logit_difference_to_transformers": difference,
+                "data": data_report,
+                "peeks": history,
             }
             path = args.out / "metrics.json"
             metrics = json.loads(path.read_text()) if path.exists() else {}

@@ -1,1 +1,11 @@
-"""Models that scorers ask: backends behind one contract."""
+"""Models that scorers ask: identity without loading, conversations as token ids, token log-probabilities.
+
+Importing this package loads no machine-learning library; ``load`` and ``encoder`` do, when they are called.
+"""
+
+from curate.models.base import CausalLM
+from curate.models.identity import identify
+from curate.models.loading import load, release, set_threads, unload
+from curate.models.template import EncodedRow, Encoder, encoder
+
+__all__ = ["CausalLM", "EncodedRow", "Encoder", "encoder", "identify", "load", "release", "set_threads", "unload"]

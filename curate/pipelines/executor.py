@@ -98,7 +98,7 @@ class Distributed(Executor):
                         threads_per_worker=1,
                         processes=True,
                         memory_limit=0,
-                        dashboard_address=None,
+                        dashboard_address="127.0.0.1:0",  # any free port: two runs on one machine do not meet
                         host="127.0.0.1",
                         silence_logs=logging.CRITICAL,
                     )

@@ -1,0 +1,309 @@
+r"""Token log-probabilities by Hugging Face Transformers.
+
+    log p(t_i | t_<i) = z[t_i] − log Σ_v exp z[v],      z = g(W h_{i−1})
+
+where h is the last hidden state, W the output head and g what some architectures do to logits (a scale, a soft cap).
+
+Where the time and the memory go, and what is done about it:
+
+* Rows are sorted by length and batched under a budget of padded tokens, so little padding is computed.  It stands on
+  the right, where a causal model cannot see it: no attention mask is needed, and attention takes its fast causal path.
+* What follows the last scored token is not read, and logits are computed only at positions that predict a scored token,
+  a few hundred at a time: T×V numbers never exist at once.
+* On out-of-memory the batch is halved, and the budget with it, once and for all.
+
+Hidden states times head are the model's logits for most architectures but not for all, so each model is tested when it
+is loaded; one that fails the test goes through its own forward pass, slower and right.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curate._imports import require
+from curate.exceptions import InputError, ModelError
+from curate.models.base import CausalLM, Row
+from curate.models.identity import locate
+
+if TYPE_CHECKING:
+    import torch
+
+    from curate.models.loading import DType
+
+log = logging.getLogger(__name__)
+
+SMALL = 1_000_000_000
+"""Parameters below which dtype "auto" computes in float32."""
+
+_BATCH_TOKENS = {"cpu": 2048, "other": 16384}
+_HEAD_LOGITS = {"cpu": 2**22, "other": 2**27}  # logits that exist at once: 16 MiB of float32, 512 MiB
+
+
+class TransformersLM(CausalLM):
+    """A causal LM in this process.
+
+    Parameters
+    ----------
+    model : a folder or a Hub name; see ``curate.models.identity.locate``.  Safetensors only, no code from the Hub.
+    dtype : type of weights and activations; logits are always turned to float32 before the softmax.  "auto" depends on
+        the model alone and not on the machine, so that a plan and its workers mean the same scores: float32 below 10⁹
+        parameters, the type that the weights are stored in above.
+    device : "cpu", "cuda", "cuda:1", "mps"; "auto" takes a GPU where there is one. batch_tokens : tokens of a batch,
+    padding counted; default 2048 on a CPU (activations stay in its cache), 16384 else.
+
+    Raises
+    ------
+    ModelError
+        If the model cannot be found or loaded, if weights are missing from its files, or if the device is not there.
+    """
+
+    def __init__(
+        self, model: str, *, dtype: DType = "auto", device: str = "auto", batch_tokens: int | None = None
+    ) -> None:
+        torch = require("torch", extra="lm", for_=f"the model {model!r}")
+        self.device = _device(torch, device)
+        self._model = _load(model, dtype).to(self.device).eval()
+        config = self._model.config.get_text_config()
+        self.context = getattr(config, "max_position_embeddings", None)
+        self.vocab_size = self._model.get_input_embeddings().num_embeddings
+        self.dtype = str(self._model.dtype).removeprefix("torch.")
+        kind = "cpu" if self.device == "cpu" else "other"
+        self.batch_tokens = batch_tokens or _BATCH_TOKENS[kind]
+        """Tokens of a batch; halved for good when memory runs out."""
+        self._head_logits = _HEAD_LOGITS[kind]
+        self._finish = _logit_map(torch, config)
+        with torch.inference_mode():
+            self.by_hidden_states = self._head_is_known(torch)
+        """Whether logits are computed from hidden states, at the scored positions only."""
+        if not self.by_hidden_states:
+            log.warning(
+                "%s: the logits of %s are not its head applied to its hidden states; scoring by full forward passes.",
+                model,
+                type(self._model).__name__,
+            )
+
+    def close(self) -> None:
+        if self._model is not None and self.device.startswith("cuda"):
+            import torch
+
+            self._model = None
+            torch.cuda.empty_cache()
+        self._model = None
+
+    def token_logprobs(self, rows: Sequence[Row]) -> list[NDArray[np.float32] | None]:
+        import torch
+
+        scored = [self._check(i, *row) for i, row in enumerate(rows)]
+        out: list[NDArray[np.float32] | None] = [np.empty(0, np.float32) for _ in rows]
+        # The input ends before the last scored token: nothing after it is predicted from.
+        lengths = np.array([at[-1] if at.size else 0 for at in scored], dtype=np.int64)
+        order = np.argsort(-lengths, kind="stable")  # longest first: if memory runs out, it does so at once
+        order = order[lengths[order] > 0]
+        compute = self._by_hidden_states if self.by_hidden_states else self._by_forward
+        i = 0
+        while i < order.size:
+            width = int(lengths[order[i]])
+            batch = order[i : i + max(1, self.batch_tokens // width)]
+            try:
+                with torch.inference_mode():
+                    found = compute([rows[j][0] for j in batch], [scored[j] for j in batch], width)
+            except Exception as error:
+                if not _is_out_of_memory(torch, error):
+                    raise
+                found = None
+            if found is None:  # outside the except block: the traceback would keep the batch's tensors alive
+                if self.device.startswith("cuda"):
+                    torch.cuda.empty_cache()
+                if batch.size == 1:
+                    out[batch[0]] = None
+                    i += 1
+                else:
+                    self.batch_tokens = width * (batch.size // 2)
+                    log.warning(
+                        "out of memory at %d rows of %d tokens; batches of %d tokens from here on.",
+                        batch.size,
+                        width,
+                        self.batch_tokens,
+                    )
+                continue
+            cuts = np.cumsum([scored[j].size for j in batch])[:-1]
+            for j, logprobs in zip(batch, np.split(found, cuts), strict=True):
+                out[j] = logprobs
+            i += batch.size
+        return out
+
+    def _check(self, i: int, ids: NDArray[np.integer], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Return the scored positions of a row, or say what is wrong with it."""
+        at = np.flatnonzero(mask)
+        if ids.shape != mask.shape or ids.ndim != 1:
+            raise InputError(f"row {i}: ids of shape {ids.shape} and a mask of shape {mask.shape}; both must be (T,).")
+        if at.size and at[0] == 0:
+            raise InputError(f"row {i}: the first token is to be scored, but nothing predicts it; mask it out.")
+        if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
+            raise InputError(
+                f"row {i}: ids from {ids.min()} to {ids.max()}; the model's vocabulary has {self.vocab_size}."
+            )
+        if at.size and self.context is not None and at[-1] >= self.context:
+            raise InputError(f"row {i}: {at[-1] + 1} tokens; the model's context is {self.context}.")
+        return at
+
+    def _batch(self, ids: Sequence[NDArray[np.integer]], width: int) -> torch.Tensor:
+        """Return the ids as an int64 matrix (n, width), cut or padded on the right."""
+        import torch
+
+        matrix = np.zeros((len(ids), width), dtype=np.int64)
+        for row, values in zip(matrix, ids, strict=True):
+            row[:] = values[
+                0
+            ]  # any id but the pad token: some models warn when they see that without an attention mask
+            row[: min(width, values.size)] = values[:width]
+        return torch.from_numpy(matrix).to(self.device)
+
+    def _by_hidden_states(
+        self, ids: Sequence[NDArray[np.integer]], scored: Sequence[NDArray[np.int64]], width: int
+    ) -> NDArray[np.float32]:
+        import torch
+
+        hidden = self._model.base_model(input_ids=self._batch(ids, width), use_cache=False)[0]
+        row = np.repeat(np.arange(len(ids)), [at.size for at in scored])
+        flat = torch.from_numpy(row * width + np.concatenate(scored) - 1).to(self.device)
+        hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, flat)  # (scored tokens, width of the model)
+        targets = torch.from_numpy(np.concatenate([v[at] for v, at in zip(ids, scored, strict=True)]).astype(np.int64))
+        targets = targets.to(self.device)
+        head = self._model.get_output_embeddings()
+        step = max(256, self._head_logits // self.vocab_size)  # below 256 rows the matrix product loses its speed
+        parts = []
+        for start in range(0, len(targets), step):
+            logits = self._finish(head(hidden[start : start + step]).float())
+            parts.append(_logprobs(torch, logits, targets[start : start + step]))
+        return torch.cat(parts).cpu().numpy()
+
+    def _by_forward(
+        self, ids: Sequence[NDArray[np.integer]], scored: Sequence[NDArray[np.int64]], width: int
+    ) -> NDArray[np.float32]:
+        """Row by row through the model's own forward pass; for architectures whose head is not known."""
+        import torch
+
+        parts = []
+        for values, at in zip(ids, scored, strict=True):
+            logits = self._model(input_ids=self._batch([values], int(at[-1])), use_cache=False).logits[0]
+            targets = torch.from_numpy(values[at].astype(np.int64)).to(self.device)
+            parts.append(_logprobs(torch, logits[at - 1].float(), targets))
+        return torch.cat(parts).cpu().numpy()
+
+    def _head_is_known(self, torch: Any) -> bool:
+        """Whether ``_finish(head(hidden))`` is what the model's own forward pass gives, on a few ids.
+
+        Two questions, so that the answer does not hang on how large this model's logits happen to be: does the head
+        read the last hidden state, and what does the model do to what the head returns (here: numbers from −100 to
+        100)?
+        """
+        model, head = self._model, self._model.get_output_embeddings()
+        if head is None or model.base_model is model:
+            return False
+        ids = torch.arange(1, 17, device=self.device).reshape(2, 8) * 7919 % self.vocab_size
+        seen = []
+
+        def watch(_: Any, inputs: Any, output: Any) -> Any:
+            seen.append((inputs[0], output))
+            return torch.linspace(-100, 100, output.numel(), device=self.device, dtype=output.dtype).reshape(
+                output.shape
+            )
+
+        handle = head.register_forward_hook(watch)
+        try:
+            logits = model(input_ids=ids, use_cache=False).logits
+        finally:
+            handle.remove()
+        hidden = model.base_model(input_ids=ids, use_cache=False)[0]
+        if len(seen) != 1 or seen[0][0].shape != hidden.shape or seen[0][1].shape != logits.shape:
+            return False
+        probe = torch.linspace(-100, 100, logits.numel(), device=self.device, dtype=seen[0][1].dtype).reshape(
+            logits.shape
+        )
+        # Rounding: the soft cap is applied in the model's type there, in float32 here.
+        tolerance = 1e-5 if model.dtype == torch.float32 else 2e-2
+        return bool(
+            torch.allclose(seen[0][0].float(), hidden.float(), rtol=tolerance, atol=tolerance)
+            and torch.allclose(self._finish(probe.float()), logits.float(), rtol=tolerance, atol=tolerance)
+        )
+
+
+def _logprobs(torch: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return z[t] − log Σ exp z of float32 logits (n, V) and int64 targets (n,)."""
+    return logits.gather(-1, targets[:, None])[:, 0] - torch.logsumexp(logits, dim=-1)
+
+
+def _logit_map(torch: Any, config: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what the architecture does to the head's output: Gemma 2's soft cap, Cohere's and Granite's scales."""
+    cap, times, over = (
+        getattr(config, key, None) for key in ("final_logit_softcapping", "logit_scale", "logits_scaling")
+    )
+    if cap:
+        return lambda z: torch.tanh(z / cap) * cap
+    if isinstance(times, float):
+        return lambda z: z * times
+    if isinstance(over, float):
+        return lambda z: z / over
+    return lambda z: z
+
+
+def _is_out_of_memory(torch: Any, error: BaseException) -> bool:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    # The CPU allocator and MPS have no class of their own.
+    return isinstance(error, RuntimeError) and any(
+        text in str(error) for text in ("DefaultCPUAllocator", "can't allocate memory", "out of memory")
+    )
+
+
+def _device(torch: Any, device: str) -> str:
+    mps = torch.backends.mps.is_available()
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    kind = device.partition(":")[0]
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": mps}
+    if not there.get(kind, False):
+        raise ModelError(
+            f"device {device!r} was asked; this process sees {', '.join(k for k, v in there.items() if v)}; "
+            "check CUDA_VISIBLE_DEVICES and the torch build, or ask for 'auto'."
+        )
+    return device
+
+
+def _load(model: str, dtype: DType) -> Any:
+    """Load the weights, whole or not at all."""
+    transformers = require("transformers", extra="lm", for_=f"the model {model!r}")
+    import torch
+
+    source = locate(model)
+    keyword = "torch_dtype" if transformers.__version__.startswith("4.") else "dtype"
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
+            source.name,
+            **source.arguments,
+            **{keyword: "auto" if dtype == "auto" else getattr(torch, dtype)},
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # the library raises whatever the broken file made it trip over
+        raise ModelError(f"model {model!r} cannot be loaded: {type(error).__name__}: {error}") from error
+    finally:
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
+    missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if missing:  # the library would fill them with random numbers and go on
+        raise ModelError(
+            f"model {model!r}: {len(missing)} weights that {type(loaded).__name__} needs are not in its files, or of "
+            f"another shape, first {missing[0]}; the folder is incomplete or its config.json is another model's."
+        )
+    if dtype == "auto" and sum(p.numel() for p in loaded.parameters()) < SMALL:
+        loaded = loaded.float()
+    return loaded

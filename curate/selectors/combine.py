@@ -1,0 +1,79 @@
+"""Several score columns made into one, for the selectors that look at one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curate.exceptions import InputError
+from curate.numerics.combine import METHODS
+
+
+def combine(
+    columns: Mapping[str, NDArray[Any]],
+    *,
+    method: Literal["rank", "zscore", "minmax", "topsis"] = "rank",
+    weights: Mapping[str, float] | None = None,
+    directions: Mapping[str, bool] | None = None,
+) -> NDArray[np.float64]:
+    """Combine score columns into one, higher is better.
+
+    A row that lacks a number in any column (NaN or infinity) is NaN in the result, and takes no part in the others'
+    ranks, means or extremes.  The formulas stand in ``curate.numerics.combine``.
+
+    ==========  =======================================  =======================================================
+    method      each column becomes                      the result does not change when a column is
+    ==========  =======================================  =======================================================
+    rank        its fractional rank, ties averaged       put through any increasing function
+    zscore      (x − mean) / std                         scaled by a positive number, shifted
+    minmax      (x − min) / (max − min)                  scaled by a positive number, shifted
+    topsis      x / ‖x‖, then distances to the extremes  scaled by a positive number
+    ==========  =======================================  =======================================================
+
+    Parameters
+    ----------
+    columns : name → array (n,).
+    method : how; ``rank`` needs no unit, no scale, and no outlier can carry it.
+    weights : name → weight of at least 0; only their proportions count.  1 for a column that is not named; a column of
+        weight 0 is not looked at.
+    directions : name → whether higher is better.  True for a column that is not named.
+
+    Returns
+    -------
+    float64 array (n,)
+
+    Raises
+    ------
+    InputError
+        For no columns, unequal lengths, unknown names, bad weights or an unknown method.
+    """
+    if method not in METHODS:
+        raise InputError(f"combine: method is one of {', '.join(METHODS)}; found {method!r}.")
+    if not columns:
+        raise InputError("combine: at least one column was asked, none was found.")
+    for what, given in (("weights", weights), ("directions", directions)):
+        unknown = sorted(set(given or {}) - set(columns))
+        if unknown:
+            raise InputError(f"combine: {what} name {unknown}, which are not among the columns {list(columns)}.")
+    weight = {name: float((weights or {}).get(name, 1.0)) for name in columns}
+    bad = {name: w for name, w in weight.items() if not 0 <= w < np.inf}
+    if bad or not any(weight.values()):
+        raise InputError(
+            f"combine: weights of at least 0, one of them above 0, were asked; found {bad or weight}. "
+            f"Say by directions={{name: False}} that lower is better."
+        )
+    arrays = {name: np.asarray(columns[name], dtype=np.float64) for name in columns}
+    shapes = {name: array.shape for name, array in arrays.items()}
+    if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
+        raise InputError(f"combine: columns of one length and one dimension were asked, shapes {shapes} were found.")
+
+    used = [name for name in columns if weight[name] > 0]
+    x = np.stack([arrays[name] if (directions or {}).get(name, True) else -arrays[name] for name in used], axis=1)
+    share = np.array([weight[name] for name in used])
+    whole = np.isfinite(x).all(axis=1)
+    out = np.full(len(x), np.nan)
+    out[whole] = METHODS[method](x[whole], share / share.sum())
+    return out

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curate.base import Inputs, Ranking, Selector
+from curate.budget import interleave
+from curate.exceptions import InputError
+from curate.numerics.kmeans import KMeans, kmeans, silhouette
+from curate.numerics.order import fractional_ranks
+from curate.seeding import rng_for
+
+_SILHOUETTE_POOL = 65_536  # rows that candidate numbers of clusters are tried on
+_SILHOUETTE_ROWS = 1_024  # rows whose silhouettes are averaged
+
+
+@dataclass(kw_only=True)
+class KMQ(Selector):
+    """k-means diversity with quality-proportional sampling (kMQ).
+
+    1. ``x``, the features (n, d), is clustered by k-means (squared Euclidean distance; normalise rows for cosine).
+    2. Inside each cluster rows are drawn one by one without replacement, with probability proportional to a weight w
+       made of ``quality``: the order of log w + Gumbel noise, highest first.  Without quality all weights are 1 (the
+       paper's kM-Random).
+    3. Clusters take turns so that every prefix holds them in proportion to their size (Sainte-Laguë; in proportion to
+       their tokens when the budget is in tokens), as ``curate.budget.interleave`` does.
+
+    So the order of the whole pool is fixed by features, quality and seed, and smaller budgets are prefixes of larger
+    ones.  Equal features share a cluster; there are no other ties, as the noise is continuous.
+
+    Where this differs from the paper and its code: sampling is without replacement (paper: with; code: without, from a
+    softmax of raw scores); cluster budgets are proportional to size with nothing lost to rounding (paper: proportional;
+    code: equal, rounded down); the defaults for quality and clusters below.
+
+    References
+    ----------
+    Yu, Chen, Ahmadian & Fadaee 2024, "Diversify and Conquer: Diversity-Centric Data Selection with Iterative
+    Refinement", sections 3 and 6 (choosing k).  Sampling by noisy logarithms: Efraimidis & Spirakis 2006; Vieira 2014.
+    """
+
+    name: ClassVar[str] = "kmq"
+    x_name: ClassVar[str] = "features"
+
+    clusters: int | Literal["auto"] | None = None
+    """Number of clusters.  None: one per 64 rows, at most 1,024 (the paper's code takes 1,024 for a pool of 196k).
+    "auto": the power of two with the highest mean silhouette, as the paper advises, from 64 (or 2, in a pool of under
+    1,024 rows) to one per 16 rows, at most 4,096; tried on at most 65,536 rows of the pool."""
+    quality_scale: Literal["rank", "proportional", "exp"] = "rank"
+    """How quality becomes a weight w.  "rank": its fractional rank in the pool, in (0, 1): takes any score, of any unit
+    and sign, such as log-likelihoods.  "proportional": w = quality, at least 0, as in the paper, for ratings; rows of
+    quality 0 come last in their cluster.  "exp": w = exp(quality), a softmax inside each cluster; of a mean
+    log-probability it makes the inverse perplexity."""
+    balance: Literal["proportional", "equal"] = "proportional"
+    """Shares of the clusters: by size, as in the paper, or equal, as in its code."""
+    iterations: int = 20
+    """Lloyd iterations at most (paper's code: 300)."""
+    restarts: int = 1
+    """Starts of k-means, of which the best is taken (paper's code: 5)."""
+    rows_per_cluster: int = 256
+    """k-means learns from at most this many rows per cluster, drawn by the seed, and then assigns all."""
+    seed: int = 0
+    """Names the draws: training rows, starts, noise."""
+
+    def __post_init__(self) -> None:
+        counts = {"iterations": self.iterations, "restarts": self.restarts, "rows_per_cluster": self.rows_per_cluster}
+        if isinstance(self.clusters, int):
+            counts["clusters"] = self.clusters
+        for parameter, count in counts.items():
+            if count < 1:
+                raise InputError(f"KMQ: {parameter} of at least 1 was asked, {count} was found.")
+
+    def _rank(self, inputs: Inputs, k: int) -> Ranking:
+        assert inputs.x is not None
+        n = inputs.n
+        weight = self._log_weights(inputs.quality, n)
+        labels = self._cluster(inputs.x)
+        noise = rng_for(self.seed, "kmq", "noise").gumbel(size=n)
+        # Highest key first over the whole pool, hence inside each cluster.  Rows of weight 0 have no finite key: they
+        # come last, and among themselves by their noise.
+        order = np.lexsort((-noise, -(weight + noise)))
+        sizes = np.bincount(labels, weights=inputs.cost)
+        shares = np.where(sizes > 0, sizes, 1.0) if self.balance == "proportional" else np.ones(sizes.size)
+        order = order[interleave(labels[order], shares, None if inputs.cost is None else inputs.cost[order])]
+        return Ranking(order, basis=inputs.quality, basis_name="quality", descending=None, labels=labels)
+
+    def _log_weights(self, quality: NDArray[np.float64] | None, n: int) -> NDArray[np.float64]:
+        """Return log w, (n,); -inf for a weight of 0."""
+        if quality is None:
+            return np.zeros(n)
+        if self.quality_scale == "exp":
+            return quality
+        if self.quality_scale == "rank":
+            return np.log(fractional_ranks(quality))
+        if n and quality.min() < 0:
+            row = int(quality.argmin())
+            raise InputError(
+                f"KMQ: quality_scale='proportional' asks for quality of at least 0, "
+                f"{quality[row]:.6g} was found at row {row}; "
+                f"take quality_scale='exp' for log-probabilities, or 'rank' for any score."
+            )
+        with np.errstate(divide="ignore"):
+            return np.log(quality)
+
+    def _cluster(self, x: NDArray[Any]) -> NDArray[np.int64]:
+        n = len(x)
+        count = self.clusters or min(1024, max(1, n // 64))
+        if count == "auto":
+            count = self._best_count(x)
+        return self._kmeans(x, count).labels if count > 1 else np.zeros(n, dtype=np.int64)
+
+    def _kmeans(self, x: NDArray[Any], count: int) -> KMeans:
+        return kmeans(
+            x,
+            count,
+            seed=self.seed,
+            iterations=self.iterations,
+            restarts=self.restarts,
+            rows_per_cluster=self.rows_per_cluster,
+        )
+
+    def _best_count(self, x: NDArray[Any]) -> int:
+        """Return the power of two with the highest silhouette; the lowest of equal ones."""
+        rng = rng_for(self.seed, "kmq", "silhouette")
+        if len(x) > _SILHOUETTE_POOL:
+            x = x[np.sort(rng.choice(len(x), _SILHOUETTE_POOL, replace=False))]
+        n = len(x)
+        powers = [2**j for j in range(6 if n >= 1024 else 1, 13) if 16 * 2**j <= n]
+        if not powers:
+            return 1
+        rows = np.sort(rng.choice(n, min(n, _SILHOUETTE_ROWS), replace=False))
+        scores = silhouette(x, [self._kmeans(x, power).labels for power in powers], rows)
+        return powers[int(np.argmax(scores))]
