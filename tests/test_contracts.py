@@ -1,6 +1,6 @@
-"""Every built-in part keeps the laws of its contract.
+"""Every built-in scorer keeps the laws of its contract; the selectors have ``tests/selectors/test_contracts.py``.
 
-A new part is found through the registry and fails here until it has a line in the table below.
+A new scorer is found through the registry and fails here until it has a line in the table below.
 """
 
 import pyarrow.compute as pc

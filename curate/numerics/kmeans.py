@@ -189,10 +189,8 @@ def _spread_rows(x: NDArray[Any], shift: NDArray[np.float32], k: int, rng: np.ra
     chosen = [int(rng.integers(n))]
     while len(chosen) < k:
         last = chosen[-1]
-        scale = norms + norms[last]
-        square = scale - 2 * (rows @ rows[last])
-        square[square <= 1e-6 * scale] = 0  # nearer than float32 can tell: the same row
-        np.minimum(nearest, square, out=nearest)
+        square = norms + norms[last] - 2 * (rows @ rows[last])
+        np.minimum(nearest, np.maximum(square, 0), out=nearest)  # rounding leaves some distances just below 0
         total = np.cumsum(nearest, dtype=np.float64)
         if total[-1] == 0:
             chosen.extend(rng.integers(n, size=k - len(chosen)).tolist())

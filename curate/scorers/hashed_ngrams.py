@@ -13,7 +13,7 @@ to working precision: on 20,000 prompts it is both faster and far more exact tha
 where singular values decay as slowly as those of texts do.
 
 The vectors see which words two texts share, and through the SVD which words keep company; they do not see word order
-beyond the n-gram, nor meaning across languages.  ``minilm`` does more, a hundred times slower.
+beyond the n-gram, nor meaning across languages.  ``minilm`` sees meaning, some hundred times slower.
 """
 
 from __future__ import annotations

@@ -93,8 +93,8 @@ def test_the_start_is_spread_out():
         assert met == set(range(6))
 
 
-def test_the_start_does_not_take_a_row_twice_for_its_rounding():
-    """900 copies of one row whose norm float32 cannot hold, and 10 others: all 11 are met."""
+def test_copies_do_not_crowd_the_start():
+    """900 copies of a row and 10 others: all 11 are met, though rounding puts the copies at distances other than 0."""
     rng = rng_for(0, "copies")
     x = np.concatenate([np.repeat(rng.normal(size=(1, 50)), 900, axis=0), rng.normal(size=(10, 50))]).astype(np.float32)
     for seed in range(20):

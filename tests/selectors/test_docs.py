@@ -1,0 +1,27 @@
+"""The examples of docs/selectors.md."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from curate.testing import check_selector
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "selectors.md").read_text(encoding="utf-8")
+
+
+def test_the_examples_give_what_they_say():
+    first, second = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    names: dict[str, object] = {}
+    shown = 0
+    for line in first.splitlines():
+        code, _, said = line.partition("  # ")
+        if said.strip():
+            said = said.strip().removesuffix(", in order of choice")
+            assert repr(eval(code, names)) == said
+            shown += 1
+        else:
+            exec(code, names)
+    assert shown == 5
+    exec(second, names)
+    check_selector(names["Middle"]())
