@@ -217,6 +217,9 @@ def _short(job: Run) -> str:
     return relative if len(relative) < len(job.store.root) else job.store.root
 
 
+_STOPPED = "\ncurate: stopped. Finished shards are kept; the same command continues."
+
+
 def _foreign(error: BaseException) -> int:
     """Answer what is not ours: Ctrl-C, the option parser's errors, and bugs.
 
@@ -224,7 +227,7 @@ def _foreign(error: BaseException) -> int:
     """
     kind = type(error).__name__
     if isinstance(error, KeyboardInterrupt) or kind == "Abort":
-        print("\ncurate: stopped. Finished shards are kept; the same command continues.", file=sys.stderr)
+        print(_STOPPED, file=sys.stderr)
         return 130
     if kind == "Exit" and hasattr(error, "exit_code"):
         return int(error.exit_code)
@@ -245,8 +248,9 @@ def main(argv: list[str] | None = None) -> None:
     from curate.exceptions import CurateError
 
     try:
-        app(sys.argv[1:] if argv is None else argv, standalone_mode=False)
-        code = 0
+        code = app(sys.argv[1:] if argv is None else argv, standalone_mode=False) or 0
+        if code == 130:  # newer parsers answer Ctrl-C themselves
+            print(_STOPPED, file=sys.stderr)
     except CurateError as error:
         if os.environ.get("CURATE_DEBUG"):
             raise

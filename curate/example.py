@@ -42,10 +42,14 @@ EXAMPLE_SCHEMA = pa.schema(
         pa.field("extra", pa.string()),  # JSON object: every other column the row had
         pa.field("content_key", pa.binary(16), nullable=False),
         pa.field("prompt_key", pa.binary(16), nullable=False),
-        pa.field("chars", pa.int64(), nullable=False),  # characters of all contents, for estimates before a tokenizer is loaded
+        pa.field(
+            "chars", pa.int64(), nullable=False
+        ),  # characters of all contents, for estimates before a tokenizer is loaded
         pa.field("file", pa.string(), nullable=False),
         pa.field("row", pa.int64(), nullable=False),  # 0-based row (or line) number in the file
-        pa.field("part", pa.int32(), nullable=False),  # 0-based: which response of a row that holds several; -1 when one
+        pa.field(
+            "part", pa.int32(), nullable=False
+        ),  # 0-based: which response of a row that holds several; -1 when one
     ]
 )
 

@@ -167,7 +167,9 @@ def _remote(path: str, source: Source, suffixes: dict[str, str]) -> list[tuple[s
     out = []
     for name in chosen:
         info = files[name]
-        tag = next((str(info[k]) for k in ("ETag", "etag", "blob_id", "sha256", "md5Hash", "xet_hash") if info.get(k)), None)
+        tag = next(
+            (str(info[k]) for k in ("ETag", "etag", "blob_id", "sha256", "md5Hash", "xet_hash") if info.get(k)), None
+        )
         size = info.get("size")
         out.append((fs.unstrip_protocol(name), size, f"{size}-{tag or fs.ukey(name)}"))
     return out
@@ -203,13 +205,17 @@ def _nothing(path: str, source: Source, suffixes: dict[str, str], held: tuple[st
         near = registry.nearest(os.path.basename(path), names)
         message += f"; {folder} holds {shown or 'nothing'}{near}"
     message = message.rstrip("?.") + ("?" if message.endswith("?") else ".")
-    return SourceError(f"{message} Known suffixes: {', '.join(sorted(suffixes))}, each also with {', '.join(COMPRESSIONS)}.")
+    return SourceError(
+        f"{message} Known suffixes: {', '.join(sorted(suffixes))}, each also with {', '.join(COMPRESSIONS)}."
+    )
 
 
 # -- slices --------------------------------------------------------------------------------------------------------------
 
 
-def _slices(number: int, source: Source, url: str, size: int | None, stamp: str, suffixes: dict[str, str]) -> list[Slice]:
+def _slices(
+    number: int, source: Source, url: str, size: int | None, stamp: str, suffixes: dict[str, str]
+) -> list[Slice]:
     compression = compression_of(url)
     word = _format_of(url, suffixes)
     if source.format != "auto" and not (word in ("json", "jsonl") and source.format == word):
@@ -220,7 +226,9 @@ def _slices(number: int, source: Source, url: str, size: int | None, stamp: str,
             f"saved as CSV); if it is of a known format under another name, say which, for example: format: jsonl"
         )
     if word == "parquet" and compression:
-        raise SourceError(f"{url}: Parquet inside {compression} cannot be read in parts; decompress the file (Parquet is compressed inside).")
+        raise SourceError(
+            f"{url}: Parquet inside {compression} cannot be read in parts; decompress the file (Parquet is compressed inside)."
+        )
     whole = Slice(source=number, url=url, format=word, compression=compression, bytes=size, stamp=stamp)
     with cannot_read(url):
         if word in ("json", "jsonl") and source.format == "auto":
@@ -272,5 +280,9 @@ def _estimate(whole: Slice, source: Source) -> int | None:
         return None  # told when the rows are read
     if not records:
         return 0
-    size = sum(len(json.dumps(r, default=str, ensure_ascii=False).encode("utf-8", "replace")) for r in records if not isinstance(r, Broken))
+    size = sum(
+        len(json.dumps(r, default=str, ensure_ascii=False).encode("utf-8", "replace"))
+        for r in records
+        if not isinstance(r, Broken)
+    )
     return max(1, round(whole.bytes * (3 if whole.compression else 1) * len(records) / size)) if size else None

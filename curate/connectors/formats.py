@@ -55,7 +55,16 @@ class Slice:
     @property
     def fingerprint(self) -> str:
         """What this slice holds, without reading it: 32 hex digits."""
-        said = (self.url, self.format, self.compression, self.start, self.stop, self.row_groups, self.first_row, self.stamp)
+        said = (
+            self.url,
+            self.format,
+            self.compression,
+            self.start,
+            self.stop,
+            self.row_groups,
+            self.first_row,
+            self.stamp,
+        )
         return hashlib.blake2b(repr(said).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
@@ -146,7 +155,9 @@ def records_of(piece: Slice, source: Source) -> Iterator[list[Record]]:
             else:
                 for batch in reader.read(piece.url):
                     seen = batch[-1][0] + 1 if batch else seen
-                    yield [(row, Broken("unreadable", value) if isinstance(value, str) else value) for row, value in batch]
+                    yield [
+                        (row, Broken("unreadable", value) if isinstance(value, str) else value) for row, value in batch
+                    ]
         except OSError as error:
             # Arrow's decompressors raise a bare OSError; what the operating system says has a number or a subclass.
             if piece.compression is None or type(error) is not OSError or error.errno is not None:
@@ -162,9 +173,13 @@ def cannot_read(url: str) -> Iterator[None]:
     except (CurateError, UnreadableError):
         raise
     except FileNotFoundError as error:
-        raise SourceError(f"{url}: no such file; it was there when the sources were listed, or check the path.") from error
+        raise SourceError(
+            f"{url}: no such file; it was there when the sources were listed, or check the path."
+        ) from error
     except PermissionError as error:
-        raise SourceError(f"{url}: may not be read ({error}); check its permissions, or your login for remote files.") from error
+        raise SourceError(
+            f"{url}: may not be read ({error}); check its permissions, or your login for remote files."
+        ) from error
     except ImportError as error:
         raise SourceError(f"{url}: {error}; install the package that opens this kind of URL.") from error
     except (OSError, EOFError) as error:
@@ -182,7 +197,9 @@ def file_system(url: str) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise SourceError(f"{url}: {error}. Install the package that opens such URLs, or check the part before '://'.") from error
+        raise SourceError(
+            f"{url}: {error}. Install the package that opens such URLs, or check the part before '://'."
+        ) from error
 
 
 def open_binary(url: str, compression: str | None = None) -> IO[bytes]:

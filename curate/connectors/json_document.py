@@ -147,7 +147,9 @@ class _Cursor:
                     if not self.end:
                         self.more()
                         continue
-                    self.fail(f"{getattr(error, 'msg', error)}; the file ends inside this record", getattr(error, "pos", None))
+                    self.fail(
+                        f"{getattr(error, 'msg', error)}; the file ends inside this record", getattr(error, "pos", None)
+                    )
                 end = found
                 raw = printable(self.text[self.at : min(end, self.at + RAW_CHARS)])
                 value = broken_json(error, raw)

@@ -193,7 +193,9 @@ class Normaliser:
             elif prompt is None or isinstance(prompt, str):
                 texts = [t for t in (prompt, more) if t is not None and t.strip()]
                 if not texts:
-                    raise RejectedError("empty-prompt", f"{column}: {'missing' if prompt is None else 'nothing but white space'}")
+                    raise RejectedError(
+                        "empty-prompt", f"{column}: {'missing' if prompt is None else 'nothing but white space'}"
+                    )
                 turns.append({"role": "user", "content": "\n\n".join(texts)})
             else:
                 raise RejectedError("wrong-type", f"{column}: text was asked, {kind(prompt)} was found")
@@ -231,7 +233,9 @@ class Normaliser:
         if role is None:
             role = ROLE_WORDS.get(word.strip().lower()) if isinstance(word, str) else None
             if role is None:
-                found = repr(word)[:60] if word is not None else f"none among {', '.join(map(str, item))[:80] or 'no keys'}"
+                found = (
+                    repr(word)[:60] if word is not None else f"none among {', '.join(map(str, item))[:80] or 'no keys'}"
+                )
                 raise RejectedError("unknown-role", f"turn {i}: role {printable(found)}")
         content = item.get("content")
         if content is None:
@@ -451,7 +455,9 @@ def _train_of(item: Mapping[str, Any], i: int) -> bool | None:
         value = item.get(word)
         if value is not None:
             if not isinstance(value, bool | int | float):
-                raise RejectedError("wrong-type", f"turn {i}: {word}: true, false or a number was asked, {kind(value)} was found")
+                raise RejectedError(
+                    "wrong-type", f"turn {i}: {word}: true, false or a number was asked, {kind(value)} was found"
+                )
             return value > 0
     return None
 
@@ -469,7 +475,9 @@ def _parts(parts: list[Any], i: int) -> tuple[str, str | None, list[Any], set[bo
         if not isinstance(part, Mapping):
             raise RejectedError("wrong-type", f"turn {i}: a part: an object was asked, {kind(part)} was found")
         word = part.get("type", "text")
-        value = next((part[k] for k in (word, *_NAMES_OF_PARTS) if isinstance(k, str) and part.get(k) is not None), None)
+        value = next(
+            (part[k] for k in (word, *_NAMES_OF_PARTS) if isinstance(k, str) and part.get(k) is not None), None
+        )
         if word in ("tool_call", "function_call"):
             calls += _calls(value, i)
             continue
@@ -570,4 +578,3 @@ def _plain_json(value: Any, depth: int) -> Any:
     if isinstance(value, list | tuple):
         return [_plain_json(v, depth + 1) for v in value]
     return value if value is None or isinstance(value, bool | int | float | str) else plain(value)
-

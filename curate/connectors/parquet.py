@@ -34,7 +34,9 @@ class Parquet(FileFormat):
             rows += group.num_rows
             stored += sum(group.column(c).total_compressed_size for c in range(group.num_columns))
             if held >= SLICE_BYTES or i == len(groups) - 1:
-                pieces.append(dataclasses.replace(whole, row_groups=(first, i + 1), first_row=row, rows=rows, bytes=stored))
+                pieces.append(
+                    dataclasses.replace(whole, row_groups=(first, i + 1), first_row=row, rows=rows, bytes=stored)
+                )
                 first, row, held, rows, stored = i + 1, row + rows, 0, 0, 0
         return pieces or [dataclasses.replace(whole, row_groups=(0, 0), rows=0)]
 
@@ -89,7 +91,10 @@ def _broken(row: pa.RecordBatch) -> Broken:
         try:
             column.to_pylist()
         except UnicodeDecodeError as error:
-            return Broken("invalid-utf8", f"column {name!r}: byte 0x{error.object[error.start]:02x} at byte {error.start}: {error.reason}")
+            return Broken(
+                "invalid-utf8",
+                f"column {name!r}: byte 0x{error.object[error.start]:02x} at byte {error.start}: {error.reason}",
+            )
         except (ValueError, OverflowError) as error:
             return Broken("wrong-type", f"column {name!r}: {error}")
     return Broken("wrong-type", "two columns have the same name")

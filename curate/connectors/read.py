@@ -101,7 +101,11 @@ class _Rows:
 
     def take(self) -> ReadBatch:
         """Return what was added since the last time."""
-        batch = ReadBatch(_table(self.examples, EXAMPLE_SCHEMA, self.url), _table(self.rejected, REJECTED_SCHEMA, self.url), self.count)
+        batch = ReadBatch(
+            _table(self.examples, EXAMPLE_SCHEMA, self.url),
+            _table(self.rejected, REJECTED_SCHEMA, self.url),
+            self.count,
+        )
         self._start()
         return batch
 
@@ -120,7 +124,9 @@ class _Rows:
             self.reject(row, -1, value.reason, value.detail, value.raw)
             return
         if not isinstance(value, Mapping):
-            self.reject(row, -1, "wrong-type", f"a row with named fields was asked, {kind(value)} was found", _raw(value))
+            self.reject(
+                row, -1, "wrong-type", f"a row with named fields was asked, {kind(value)} was found", _raw(value)
+            )
             return
         try:
             name = self._id(value)
@@ -194,12 +200,20 @@ class _Rows:
         """
         roles = self.recognised.columns
         column = roles.get("messages")
-        if not isinstance(column, str) or {"response", "responses", "chosen"} & roles.keys() or len(set(batch.schema.names)) < batch.num_columns:
+        if (
+            not isinstance(column, str)
+            or {"response", "responses", "chosen"} & roles.keys()
+            or len(set(batch.schema.names)) < batch.num_columns
+        ):
             return None, None
         if column not in batch.schema.names:
             return None, None
         for other in (roles.get("system"), roles.get("tools"), *MEDIA_COLUMNS):
-            if isinstance(other, str) and other in batch.schema.names and batch.column(other).null_count < batch.num_rows:
+            if (
+                isinstance(other, str)
+                and other in batch.schema.names
+                and batch.column(other).null_count < batch.num_rows
+            ):
                 return None, None
         lists = batch.column(column)
         if not pa.types.is_list(lists.type) or not pa.types.is_struct(lists.type.value_type) or lists.null_count:
@@ -265,13 +279,17 @@ class _Rows:
         return certain, _table(arrays, EXAMPLE_SCHEMA, self.url)
 
 
-def _as_messages(lists: pa.ListArray, role: pa.Array, content: pa.Array, certain: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
+def _as_messages(
+    lists: pa.ListArray, role: pa.Array, content: pa.Array, certain: np.ndarray, lengths: np.ndarray
+) -> pa.ListArray:
     """Return plain turns as the example schema's messages, without copying a text that stays where it is."""
     if not certain.all():
         keep = pa.array(np.repeat(certain, lengths))
         role, content, lengths = role.filter(keep), content.filter(keep), lengths[certain]
     empty = {f.name: pa.nulls(len(role), f.type) for f in MESSAGE_TYPE}
-    struct = pa.StructArray.from_arrays(list((empty | {"role": role, "content": content}).values()), fields=list(MESSAGE_TYPE))
+    struct = pa.StructArray.from_arrays(
+        list((empty | {"role": role, "content": content}).values()), fields=list(MESSAGE_TYPE)
+    )
     offsets = pa.array(np.r_[0, np.cumsum(lengths)].astype(np.int32))
     return pa.ListArray.from_arrays(offsets, struct, type=EXAMPLE_SCHEMA.field("messages").type)
 

@@ -34,8 +34,31 @@ GROUPS = ("group", "category", "task")
 _NUMBERED = re.compile(r"(response|answer|output|completion|candidate)[ _-]?(\d+|[a-z])\Z")
 
 # Only for the line that an error proposes.
-_LIKE_PROMPT = ("prompt", "instruction", "question", "query", "user_query", "problem", "input", "context", "text", "src")
-_LIKE_RESPONSE = ("response", "answer", "output", "completion", "chatgpt_response", "solution", "target", "code", "summary", "sample", "label")
+_LIKE_PROMPT = (
+    "prompt",
+    "instruction",
+    "question",
+    "query",
+    "user_query",
+    "problem",
+    "input",
+    "context",
+    "text",
+    "src",
+)
+_LIKE_RESPONSE = (
+    "response",
+    "answer",
+    "output",
+    "completion",
+    "chatgpt_response",
+    "solution",
+    "target",
+    "code",
+    "summary",
+    "sample",
+    "label",
+)
 
 Mapping_ = dict[str, str | list[str]]
 
@@ -60,7 +83,13 @@ class Recognised:
 
     def identity(self) -> dict[str, Any]:
         """Return what the examples depend on, as JSON."""
-        return {"schema": self.schema, "columns": self.columns, "id": self.id, "source": self.source, "group": self.group}
+        return {
+            "schema": self.schema,
+            "columns": self.columns,
+            "id": self.id,
+            "source": self.source,
+            "group": self.group,
+        }
 
     @property
     def text(self) -> str:
@@ -103,7 +132,9 @@ class _File:
     def add(self, value: Any) -> None:
         self.records += 1
         if not isinstance(value, Mapping):
-            self.first_error = self.first_error or (str(value) if isinstance(value, Broken) else f"{kind(value)}, where an object was asked")
+            self.first_error = self.first_error or (
+                str(value) if isinstance(value, Broken) else f"{kind(value)}, where an object was asked"
+            )
             return
         self.rows += bool(value)
         for name, cell in value.items():
@@ -227,8 +258,8 @@ def _reading(file: _File, source: Source) -> tuple[str, Mapping_]:
     found = _readings(file, declared)
     wanted = source.schema
     if wanted != "auto":
-        found = [r for r in found if r[0] == wanted or {r[0], wanted} in _ALIKE]
-        found = [(wanted, columns) for _, columns in found]
+        exact = [r for r in found if r[0] == wanted]
+        found = exact or [(wanted, columns) for schema, columns in found if {schema, wanted} in _ALIKE]
     if len(found) == 1:
         return found[0]
     if found:
@@ -256,8 +287,14 @@ def _readings(file: _File, declared: Mapping_) -> list[tuple[str, Mapping_]]:
     prompts = _picked(declared, "prompt", file.named(PROMPTS))
     prompts = [c for c in prompts if file.mostly(c, str, list)]
     inputs = _picked(declared, "input", file.named(INPUTS))
-    responses = [c for c in _picked(declared, "response", file.named(RESPONSES)) if "response" in declared or _is_response(file, c)]
-    turns = [c for c in _picked(declared, "messages", file.named(TURNS)) if "messages" in declared or _is_turns(file, c)]
+    responses = [
+        c
+        for c in _picked(declared, "response", file.named(RESPONSES))
+        if "response" in declared or _is_response(file, c)
+    ]
+    turns = [
+        c for c in _picked(declared, "messages", file.named(TURNS)) if "messages" in declared or _is_turns(file, c)
+    ]
     if "messages" not in declared and "prompt" in declared:
         turns = []
     if "messages" in declared and "prompt" not in declared:
@@ -265,7 +302,9 @@ def _readings(file: _File, declared: Mapping_) -> list[tuple[str, Mapping_]]:
     chosen = _picked(declared, "chosen", file.named(("chosen",)) if file.named(("rejected",)) else [])
     many = _picked(declared, "responses", [c for c in file.named(MANY) if file.mostly(c, list)] or _numbered(file))
     if declared.keys() & {"response", "responses", "chosen"}:  # what is declared to be the answer, is
-        responses, many, chosen = (v if r in declared else [] for r, v in (("response", responses), ("responses", many), ("chosen", chosen)))
+        responses, many, chosen = (
+            v if r in declared else [] for r, v in (("response", responses), ("responses", many), ("chosen", chosen))
+        )
     optional: Mapping_ = {}
     for role, names in (("system", SYSTEMS), ("history", ("history",)), ("tools", ("tools",))):
         optional |= {role: c for c in _picked(declared, role, _optional(file, names))[:1]}
@@ -281,7 +320,11 @@ def _readings(file: _File, declared: Mapping_) -> list[tuple[str, Mapping_]]:
     for column in turns:
         whole = _ends_with_answer(file, column)
         context = {"messages": column}
-        answered = [*(("response", c) for c in responses), *(("chosen", c) for c in chosen), *(("responses", c) for c in many)]
+        answered = [
+            *(("response", c) for c in responses),
+            *(("chosen", c) for c in chosen),
+            *(("responses", c) for c in many),
+        ]
         if whole or not answered:
             out.append(("sharegpt" if _is_sharegpt(file, column) else "messages", context))
         if not whole or chosen:
@@ -293,7 +336,11 @@ def _readings(file: _File, declared: Mapping_) -> list[tuple[str, Mapping_]]:
             out.append(("candidates", context | {"responses": column} | {"scores": c for c in _scores(file, declared)}))
         for column in responses:
             if not chosen or "response" in declared:
-                alpaca = str(context.get("prompt", "")).strip().lower() == "instruction" or "input" in context or "history" in optional
+                alpaca = (
+                    str(context.get("prompt", "")).strip().lower() == "instruction"
+                    or "input" in context
+                    or "history" in optional
+                )
                 out.append(("alpaca" if alpaca else "prompt-completion", context | {"response": column}))
     if chosen and not contexts:  # conversations that hold their own prompt
         out += [("preference", {"chosen": c}) for c in chosen if file.mostly(c, list) and file.values.get(c)]
@@ -325,7 +372,10 @@ def _numbered(file: _File) -> list[list[str]]:
 
 
 def _is_response(file: _File, column: str) -> bool:
-    return file.mostly(column, str, dict) or all(_turn_like(v[0]) for v in file.values[column] if isinstance(v, list) and v)
+    """Whether a column mostly holds what a response can be: text, one turn, or turns."""
+    values = file.values.get(column, [])
+    like = sum(isinstance(v, str | Mapping) or (isinstance(v, list) and bool(v) and _turn_like(v[0])) for v in values)
+    return 2 * like >= len(values)
 
 
 def _lists(file: _File, column: str) -> list[list[Any]]:
@@ -352,7 +402,9 @@ def _is_turns(file: _File, column: str) -> bool:
 
 def _is_sharegpt(file: _File, column: str) -> bool:
     lists = _lists(file, column)
-    return bool(lists) and 2 * sum(isinstance(v[0], str) or "from" in v[0] for v in lists if isinstance(v[0], str | Mapping)) >= len(lists)
+    return bool(lists) and 2 * sum(
+        isinstance(v[0], str) or "from" in v[0] for v in lists if isinstance(v[0], str | Mapping)
+    ) >= len(lists)
 
 
 def _ends_with_answer(file: _File, column: str) -> bool:
@@ -385,15 +437,28 @@ def _label_column(files: list[_File], names: tuple[str, ...], taken: set[str]) -
 
 
 def _check_declared(files: list[_File], source: Source) -> None:
-    said = [(f"columns: {role}", c) for role, cs in source.mapping.items() for c in ([cs] if isinstance(cs, str) else cs)]
-    said += [(key, c) for key, c in (("id", source.id), ("source", source.source), ("group", source.group)) if c is not None]
-    required = ("columns: messages", "columns: prompt", "columns: response", "columns: responses", "columns: chosen", "id")
+    said = [
+        (f"columns: {role}", c) for role, cs in source.mapping.items() for c in ([cs] if isinstance(cs, str) else cs)
+    ]
+    said += [
+        (key, c) for key, c in (("id", source.id), ("source", source.source), ("group", source.group)) if c is not None
+    ]
+    required = (
+        "columns: messages",
+        "columns: prompt",
+        "columns: response",
+        "columns: responses",
+        "columns: chosen",
+        "id",
+    )
     for key, column in said:
         lacking = [f for f in files if column not in f.seen]
         if lacking and (key in required or len(lacking) == len(files)):
             at = lacking[0]
             near = registry.nearest(column, [str(c) for c in at.columns]) or "."
-            raise SchemaError(f"{at.url}: {key} names the column {column!r}, which the file lacks{near} Columns found: {at.show()}.")
+            raise SchemaError(
+                f"{at.url}: {key} names the column {column!r}, which the file lacks{near} Columns found: {at.show()}."
+            )
 
 
 def _check_same(files: list[_File], readings: list[tuple[str, Mapping_]]) -> None:
@@ -430,10 +495,27 @@ def _flat(columns: Mapping_) -> list[str]:
 
 def _spell(columns: Mapping_) -> str:
     def word(value: str) -> str:
-        plain = re.fullmatch(r"[A-Za-z_][\w-]*", value) and value.lower() not in ("yes", "no", "true", "false", "null", "on", "off", "y", "n")
+        plain = re.fullmatch(r"[A-Za-z_][\w-]*", value) and value.lower() not in (
+            "yes",
+            "no",
+            "true",
+            "false",
+            "null",
+            "on",
+            "off",
+            "y",
+            "n",
+        )
         return value if plain else "'" + value.replace("'", "''") + "'"
 
-    return "{" + ", ".join(f"{role}: {'[' + ', '.join(map(word, c)) + ']' if isinstance(c, list) else word(c)}" for role, c in columns.items()) + "}"
+    return (
+        "{"
+        + ", ".join(
+            f"{role}: {'[' + ', '.join(map(word, c)) + ']' if isinstance(c, list) else word(c)}"
+            for role, c in columns.items()
+        )
+        + "}"
+    )
 
 
 def _guess(file: _File, declared: Mapping_) -> str:
@@ -441,8 +523,12 @@ def _guess(file: _File, declared: Mapping_) -> str:
     texts = [c for c in file.columns if _all_text(file.values.get(c, []))]
     by_name = {str(c).strip().lower(): c for c in texts}
     prompt = declared.get("prompt") or next((by_name[n] for n in _LIKE_PROMPT if n in by_name), None)
-    response = declared.get("response") or next((by_name[n] for n in _LIKE_RESPONSE if n in by_name and by_name[n] != prompt), None)
-    rest = [c for c in texts if c not in (prompt, response) and str(c).lower() not in ("id", "source", "category", "task")]
+    response = declared.get("response") or next(
+        (by_name[n] for n in _LIKE_RESPONSE if n in by_name and by_name[n] != prompt), None
+    )
+    rest = [
+        c for c in texts if c not in (prompt, response) and str(c).lower() not in ("id", "source", "category", "task")
+    ]
     prompt = prompt or (rest.pop(0) if rest else "PROMPT_COLUMN")
     if response is None and str(prompt).lower() in PROMPTS:  # prompts without answers: no other column is one
         rest = []

@@ -100,9 +100,13 @@ class Source:
             raise SchemaError(f"columns: two of {', '.join(self.columns)} mean the same role; give one.")
         for role, column in self.mapping.items():
             if role != "responses" and not isinstance(column, str):
-                raise SchemaError(f"columns: {role} is one column, {column!r} was found; only responses may be several.")
+                raise SchemaError(
+                    f"columns: {role} is one column, {column!r} was found; only responses may be several."
+                )
         if self.max_chars is not None and self.max_chars < 1:
-            raise InputError(f"max_chars: 1 or more was asked, {self.max_chars} was found; leave it out, or say null for no limit.")
+            raise InputError(
+                f"max_chars: 1 or more was asked, {self.max_chars} was found; leave it out, or say null for no limit."
+            )
         if self.delimiter is not None and len(self.delimiter) != 1:
             raise InputError(f"delimiter: one character was asked, {self.delimiter!r} was found.")
 

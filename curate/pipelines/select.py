@@ -39,6 +39,7 @@ class Verdicts:
     order: NDArray[np.int64] = field(init=False)
     """Place in the order of choice, 0 first; -1 for rows that were dropped."""
     reasons: list[str] = field(default_factory=list)
+    _codes: dict[str, int] = field(default_factory=dict)
     steps: list[dict[str, Any]] = field(default_factory=list)
     """An account of each step, for the manifest: rows in, kept, dropped, threshold."""
 
@@ -53,9 +54,11 @@ class Verdicts:
         self.order = np.arange(n, dtype=np.int64)
 
     def code(self, text: str) -> int:
-        if text not in self.reasons:
+        """Return the number of a reason, giving it one when it is new."""
+        if text not in self._codes:
+            self._codes[text] = len(self.reasons)
             self.reasons.append(text)
-        return self.reasons.index(text)
+        return self._codes[text]
 
 
 def combined(store: Store, index: Index, recipe: Recipe, stages: dict[str, Stage], ref: str) -> NDArray[np.float64]:
@@ -157,21 +160,15 @@ def _step(
         raise StageError(f"select step {step.name!r}: {error}") from error
 
     keep = alive[chosen.indices]
-    mask = chosen.mask
-    touched = alive
-    verdicts.step[touched] = number
-    if chosen.basis is not None:
-        verdicts.score[touched] = chosen.basis
-    verdicts.threshold[touched] = np.nan if chosen.threshold is None else chosen.threshold
-    verdicts.cluster[touched] = -1 if chosen.labels is None else chosen.labels
+    out = alive[~chosen.mask]
+    verdicts.step[alive] = number
+    verdicts.score[alive] = np.nan if chosen.basis is None else chosen.basis
+    verdicts.threshold[alive] = chosen.thresholds
+    verdicts.cluster[alive] = -1 if chosen.labels is None else chosen.labels
     verdicts.reason[keep] = verdicts.code(f"kept by {step.name}")
-    out = alive[~mask]
-    excluded = np.zeros(alive.size, dtype=bool) if chosen.excluded is None else chosen.excluded & ~mask
-    if excluded.any():
-        verdicts.reason[alive[excluded]] = verdicts.code(chosen.why_not or "left out by the quota")
-    beyond = alive[~mask & ~excluded]
-    if beyond.size:
-        verdicts.reason[beyond] = verdicts.code(f"beyond the budget of {step.budget}")
+    why = chosen.reasons()[~chosen.mask]
+    texts, which = np.unique(why.astype(str), return_inverse=True)
+    verdicts.reason[out] = np.array([verdicts.code(t) for t in texts.tolist()], dtype=np.int32)[which] if out.size else 0
     verdicts.kept[out] = False
     verdicts.order[out] = -1
     verdicts.order[keep] = np.arange(keep.size)

@@ -28,7 +28,15 @@ def urls(path: object, **options: object) -> list[str]:
 
 
 def test_directories_nest_globs_match_and_order_is_by_path(tmp_path: Path) -> None:
-    for name in ("b.jsonl", "a.jsonl", "deep/er/c.jsonl.gz", ".git/x.jsonl", "_tmp/y.jsonl", "README.md", "dataset_info.json"):
+    for name in (
+        "b.jsonl",
+        "a.jsonl",
+        "deep/er/c.jsonl.gz",
+        ".git/x.jsonl",
+        "_tmp/y.jsonl",
+        "README.md",
+        "dataset_info.json",
+    ):
         write(tmp_path / name, ROW)
     here = str(tmp_path)
     found = [f"{here}/a.jsonl", f"{here}/b.jsonl", f"{here}/deep/er/c.jsonl.gz"]
@@ -45,7 +53,10 @@ def test_directories_nest_globs_match_and_order_is_by_path(tmp_path: Path) -> No
 def test_nothing_found_says_what_is_there(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", ROW)
     write(tmp_path / "notes.txt", "x")
-    with pytest.raises(SourceError, match=r"no data files at .*/tran.jsonl; .* holds notes.txt, train.jsonl; did you mean 'train.jsonl'\?"):
+    with pytest.raises(
+        SourceError,
+        match=r"no data files at .*/tran.jsonl; .* holds notes.txt, train.jsonl; did you mean 'train.jsonl'\?",
+    ):
         discover([Source(path=str(tmp_path / "tran.jsonl"))])
     with pytest.raises(SourceError, match=r"no parquet files at .* holds notes.txt, train.jsonl. Known suffixes: .csv"):
         discover([Source(path=str(tmp_path), format="parquet")])
@@ -54,7 +65,9 @@ def test_nothing_found_says_what_is_there(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"sheet.xlsx: no format has this suffix; known: .csv.*saved as CSV.*format: jsonl"):
+    with pytest.raises(
+        SourceError, match=r"sheet.xlsx: no format has this suffix; known: .csv.*saved as CSV.*format: jsonl"
+    ):
         discover([Source(path=str(write(tmp_path / "sheet.xlsx", "PK")))])
     with pytest.raises(SourceError, match=r"a.parquet.gz: Parquet inside gzip"):
         discover([Source(path=str(write(tmp_path / "a.parquet.gz", "PAR1")))])
@@ -77,21 +90,32 @@ def test_truncated_parquet_stops_at_once(tmp_path: Path) -> None:
 
 def test_parquet_is_cut_by_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"prompt": [f"p{i}" for i in range(100)], "response": ["r"] * 100}), path, row_group_size=30)
+    pq.write_table(
+        pa.table({"prompt": [f"p{i}" for i in range(100)], "response": ["r"] * 100}), path, row_group_size=30
+    )
     whole = discover([Source(path=str(path))])
     assert [(p.row_groups, p.first_row, p.rows) for p in whole] == [((0, 4), 0, 100)]
     from curate.connectors import parquet
 
     monkeypatch.setattr(parquet, "SLICE_BYTES", 1)
     pieces = discover([Source(path=str(path))])
-    assert [(p.row_groups, p.first_row, p.rows) for p in pieces] == [((0, 1), 0, 30), ((1, 2), 30, 30), ((2, 3), 60, 30), ((3, 4), 90, 10)]
+    assert [(p.row_groups, p.first_row, p.rows) for p in pieces] == [
+        ((0, 1), 0, 30),
+        ((1, 2), 30, 30),
+        ((2, 3), 60, 30),
+        ((3, 4), 90, 10),
+    ]
     assert read_all(path).table.equals(read_all(path).table)
     assert len({p.fingerprint for p in pieces}) == 4
     assert all(pickle.loads(pickle.dumps(p)) == p for p in pieces)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from([b"", b"a", b"bb\r", b"\xc3\xa9" * 9, b"c" * 70000]), max_size=12), st.booleans(), st.integers(1, 40))
+@given(
+    st.lists(st.sampled_from([b"", b"a", b"bb\r", b"\xc3\xa9" * 9, b"c" * 70000]), max_size=12),
+    st.booleans(),
+    st.integers(1, 40),
+)
 def test_lines_are_cut_whole_and_counted(lines: list[bytes], ended: bool, size: int) -> None:
     data = b"\n".join(lines) + (b"\n" if ended and lines else b"")
     with fsspec.open("memory://cut/x.jsonl", "wb") as f:
@@ -108,7 +132,11 @@ def test_lines_are_cut_whole_and_counted(lines: list[bytes], ended: bool, size: 
     for piece in pieces:
         assert piece.first_row == data[: piece.start].count(b"\n")
         assert piece.start == 0 or data[piece.start - 1 : piece.start] == b"\n"
-        assert piece.rows == len(data[piece.start : piece.stop].removesuffix(b"\n").split(b"\n")) if piece.stop else piece.rows == 0
+        assert (
+            piece.rows == len(data[piece.start : piece.stop].removesuffix(b"\n").split(b"\n"))
+            if piece.stop
+            else piece.rows == 0
+        )
 
 
 def test_a_fingerprint_follows_the_content(tmp_path: Path) -> None:
@@ -124,7 +152,10 @@ def test_memory_urls(tmp_path: Path) -> None:
     for name in ("a.jsonl", "in/b.jsonl"):
         with fsspec.open(f"memory://{tmp_path.name}/{name}", "w") as f:
             f.write(ROW)
-    pq.write_table(pa.table({"prompt": ["p"], "response": ["q"]}), fsspec.open(f"memory://{tmp_path.name}/in/c.parquet", "wb").open())
+    pq.write_table(
+        pa.table({"prompt": ["p"], "response": ["q"]}),
+        fsspec.open(f"memory://{tmp_path.name}/in/c.parquet", "wb").open(),
+    )
     base = f"memory://{tmp_path.name}"
     want = [f"memory:///{tmp_path.name}/{n}" for n in ("a.jsonl", "in/b.jsonl", "in/c.parquet")]
     assert urls(base) == want
@@ -190,7 +221,10 @@ def test_a_third_party_format_reads_through_the_same_door(tmp_path: Path, monkey
 
         def read(self, path: str):  # noqa: ANN202
             lines = Path(path).read_text().splitlines()
-            yield [(i, dict([("prompt", a), ("response", b)]) if b else f"no '=' in {a!r}") for i, (a, _, b) in enumerate(x.partition("=") for x in lines)]
+            yield [
+                (i, dict([("prompt", a), ("response", b)]) if b else f"no '=' in {a!r}")
+                for i, (a, _, b) in enumerate(x.partition("=") for x in lines)
+            ]
 
     names, find = registry.names, registry.find
     monkeypatch.setattr(registry, "names", lambda kind: [*names(kind), "ini"] if kind == "connectors" else names(kind))

@@ -25,7 +25,7 @@ from curate.connectors.parquet import Parquet
 from curate.exceptions import SourceError
 from tests.connectors.helpers import COMPRESS, read_all, write
 
-ROWS = [{"prompt": f"Frage {i} – 何?\r\n\t\"x\", y", "response": f"r{i}" * (i + 1)} for i in range(7)]
+ROWS = [{"prompt": f'Frage {i} – 何?\r\n\t"x", y', "response": f"r{i}" * (i + 1)} for i in range(7)]
 PAIR = {"prompt": "p", "response": "r"}
 
 
@@ -58,7 +58,19 @@ def text_of(kind: str) -> str:
     }[kind]
 
 
-KINDS = ["jsonl", "jsonl crlf", "jsonl bom", "json", "json indented", "json crlf bom", "json wrapped", "json one after another", "csv", "csv lf bom", "tsv"]
+KINDS = [
+    "jsonl",
+    "jsonl crlf",
+    "jsonl bom",
+    "json",
+    "json indented",
+    "json crlf bom",
+    "json wrapped",
+    "json one after another",
+    "csv",
+    "csv lf bom",
+    "tsv",
+]
 
 
 @pytest.mark.parametrize("suffix", list(COMPRESS))
@@ -92,7 +104,9 @@ def test_compressed_files_of_several_members_are_read_to_the_end(tmp_path: Path,
 @pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2"])
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
 def test_a_compressed_file_cut_short_stops_or_keeps_what_came_before(tmp_path: Path, name: str, suffix: str) -> None:
-    rows = [{"prompt": f"p{i}", "response": "".join(chr(97 + (i * j * j) % 26) for j in range(999))} for i in range(3000)]
+    rows = [
+        {"prompt": f"p{i}", "response": "".join(chr(97 + (i * j * j) % 26) for j in range(999))} for i in range(3000)
+    ]
     text = {"a.jsonl": "\n".join(map(json.dumps, rows)), "a.json": json.dumps(rows), "a.csv": csv_text(rows)}[name]
     path = write(tmp_path / f"{name}{suffix}", text)
     path.write_bytes(path.read_bytes()[:-9])
@@ -107,11 +121,18 @@ def test_a_compressed_file_cut_short_stops_or_keeps_what_came_before(tmp_path: P
 def test_not_what_the_name_says(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="damaged gzip data"):
         read_all(_bytes(tmp_path / "a.jsonl.gz", b"plain text"))
-    with pytest.raises(SourceError, match=r"a.jsonl: none of the first 2 records is a row with named fields; the first: invalid-json: Expecting value.*format: csv"):
+    with pytest.raises(
+        SourceError,
+        match=r"a.jsonl: none of the first 2 records is a row with named fields; the first: invalid-json: Expecting value.*format: csv",
+    ):
         read_all(write(tmp_path / "a.jsonl", "hello\nworld\n"))
-    with pytest.raises(SourceError, match="row 0: line 1, column 1: a list or an object was expected, 'hello' was found"):
+    with pytest.raises(
+        SourceError, match="row 0: line 1, column 1: a list or an object was expected, 'hello' was found"
+    ):
         read_all(write(tmp_path / "a.json", "hello"))
-    with pytest.raises(SourceError, match="none of the first 2 records .* the first: a number, where an object was asked"):
+    with pytest.raises(
+        SourceError, match="none of the first 2 records .* the first: a number, where an object was asked"
+    ):
         read_all(write(tmp_path / "b.json", "[1, 2]"))
 
 
@@ -186,7 +207,9 @@ def test_an_endless_line_is_rejected_and_the_next_one_read(tmp_path: Path, monke
     line = json.dumps(PAIR)
     for long in (101, 250, 400):
         path = write(tmp_path / "a.jsonl", f"{line}\n{'x' * long}\n{line}")
-        batches = [record for batch in JSONLines().records(Slice(source=0, url=str(path), format="jsonl")) for record in batch]
+        batches = [
+            record for batch in JSONLines().records(Slice(source=0, url=str(path), format="jsonl")) for record in batch
+        ]
         assert [row for row, _ in batches] == [0, 1, 2]
         assert isinstance(batches[1][1], Broken) and batches[1][1].reason == "too-long"
         assert batches[2][1] == PAIR
@@ -194,11 +217,18 @@ def test_an_endless_line_is_rejected_and_the_next_one_read(tmp_path: Path, monke
 
 @settings(max_examples=50, deadline=None)
 @given(
-    st.lists(st.sampled_from([json.dumps(PAIR), '{"prompt": "é"', "", "{}", '{"prompt": "' + "y" * 300 + '", "response": "\u2028"}']), max_size=30),
+    st.lists(
+        st.sampled_from(
+            [json.dumps(PAIR), '{"prompt": "é"', "", "{}", '{"prompt": "' + "y" * 300 + '", "response": "\u2028"}']
+        ),
+        max_size=30,
+    ),
     st.integers(1, 700),
 )
-def test_slices_of_any_size_give_the_same_examples(tmp_path_factory: pytest.TempPathFactory, lines: list[str], size: int) -> None:
-    path = write(tmp_path_factory.mktemp("s") / "a.jsonl", "\n".join([json.dumps(PAIR), *lines]))
+def test_slices_of_any_size_give_the_same_examples(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[str], size: int
+) -> None:
+    path = write(tmp_path_factory.getbasetemp() / "sliced" / "a.jsonl", "\n".join([json.dumps(PAIR), *lines]))
     whole = read_all(path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jsonl, "SLICE_BYTES", size)
@@ -233,14 +263,22 @@ def test_a_broken_element_is_one_rejected_row(tmp_path: Path) -> None:
         ('{"prompt": "p", "response": "r"', "row 2: line 4, column 1: Expecting .*the file ends inside this record"),
         ('{"prompt": "p", "respo', "row 2: .*the file ends inside this record"),
         ('{"prompt": "p" ]}, ', r"row 2: line 3, column 16: '\]' closes nothing"),
-        (f"{json.dumps(PAIR)} {json.dumps(PAIR)}]", r"row 3: line 3, column 34: ',' or '\]' was expected, '{' was found"),
+        (
+            f"{json.dumps(PAIR)} {json.dumps(PAIR)}]",
+            r"row 3: line 3, column 34: ',' or '\]' was expected, '{' was found",
+        ),
         (json.dumps(PAIR), "row 3: line 4, column 1: the file ends inside the list"),
         (f"{json.dumps(PAIR)},", "row 3: line 4, column 1: the file ends inside the list"),
-        (f"{json.dumps(PAIR)}] trailing", "row 3: line 3, column 35: nothing was expected after the list, 'trailing..?n' was found"),
+        (
+            f"{json.dumps(PAIR)}] trailing",
+            "row 3: line 3, column 35: nothing was expected after the list, 'trailing..?n' was found",
+        ),
         ("}", "row 2: line 3, column 1: a value was expected, '}' was found"),
     ],
 )
-def test_an_array_that_breaks_stops_with_the_line_or_keeps_what_came_before(tmp_path: Path, rest: str, said: str) -> None:
+def test_an_array_that_breaks_stops_with_the_line_or_keeps_what_came_before(
+    tmp_path: Path, rest: str, said: str
+) -> None:
     path = write(tmp_path / "a.json", f"[\n{json.dumps(PAIR)},{json.dumps(PAIR)},\n{rest}\n")
     with pytest.raises(SourceError, match=said):
         read_all(path)
@@ -251,7 +289,9 @@ def test_an_array_that_breaks_stops_with_the_line_or_keeps_what_came_before(tmp_
 
 
 def test_wrapped_rows_are_found_by_key(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.json", json.dumps({"x": {"data": [PAIR]}, "train": [1, 2], "mine": [PAIR, PAIR], "data": [PAIR]}))
+    path = write(
+        tmp_path / "a.json", json.dumps({"x": {"data": [PAIR]}, "train": [1, 2], "mine": [PAIR, PAIR], "data": [PAIR]})
+    )
     assert read_all(path).rows == 1
     assert read_all(path, records="mine").rows == 2
     with pytest.raises(SourceError, match="records: 'mein' holds no list; keys found: x, train, mine, data"):
@@ -260,12 +300,20 @@ def test_wrapped_rows_are_found_by_key(tmp_path: Path) -> None:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9), lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=5), v, max_size=3), max_leaves=8
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9),
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=5), v, max_size=3),
+    max_leaves=8,
 )
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.lists(json_values, max_size=12), st.sampled_from([None, 1]), st.booleans(), st.integers(1, 40), st.sampled_from(["", "data"]))
+@given(
+    st.lists(json_values, max_size=12),
+    st.sampled_from([None, 1]),
+    st.booleans(),
+    st.integers(1, 40),
+    st.sampled_from(["", "data"]),
+)
 def test_streamed_json_equals_json(values: list[Any], indent: int | None, ascii_: bool, chunk: int, key: str) -> None:
     text = json.dumps({"a": [values], key: values, "z": 1} if key else values, indent=indent, ensure_ascii=ascii_)
     assert _streamed(text, chunk, key or None) == list(enumerate(values))
@@ -299,7 +347,9 @@ def _streamed(text: str, chunk: int, key: str | None) -> list[tuple[int, Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_document, "CHUNK", chunk)
         try:
-            for batch in JSONDocument(records_key=key).records(Slice(source=0, url="memory://stream/x.json", format="json")):
+            for batch in JSONDocument(records_key=key).records(
+                Slice(source=0, url="memory://stream/x.json", format="json")
+            ):
                 out += batch
         except UnreadableError as error:
             error.found = out  # type: ignore[attr-defined]
@@ -312,7 +362,9 @@ def _streamed(text: str, chunk: int, key: str | None) -> list[tuple[int, Any]]:
 
 def test_quoted_cells_hold_lines_and_quotes(tmp_path: Path) -> None:
     text = 'prompt,response\r\n"line 1\nline ""2""\r\n,",r\r\n\r\n p ,"r\n"\r\n'
-    assert read_all(write(tmp_path / "a.csv", text)).turns == pairs([{"prompt": 'line 1\nline "2"\r\n,', "response": "r"}, {"prompt": " p ", "response": "r\n"}])
+    assert read_all(write(tmp_path / "a.csv", text)).turns == pairs(
+        [{"prompt": 'line 1\nline "2"\r\n,', "response": "r"}, {"prompt": " p ", "response": "r\n"}]
+    )
 
 
 def test_broken_records_of_a_table(tmp_path: Path) -> None:
@@ -330,7 +382,9 @@ def test_broken_records_of_a_table(tmp_path: Path) -> None:
 
 def test_a_quote_left_open_stops_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.csv", 'prompt,response\np,r\n"p,r\np,r\n')
-    with pytest.raises(SourceError, match="row 1: line 3: a quote is opened and not closed before the file ends.*`broken: keep`"):
+    with pytest.raises(
+        SourceError, match="row 1: line 3: a quote is opened and not closed before the file ends.*`broken: keep`"
+    ):
         read_all(path)
     kept = read_all(path, broken="keep")
     assert kept.turns == pairs([PAIR]) and kept.reasons == [(1, -1, "unreadable-rest")]
@@ -347,7 +401,10 @@ def test_headers(tmp_path: Path) -> None:
     result = read_all(path)
     assert result.turns == pairs([PAIR])
     assert json.loads(result.examples[0]["extra"]) == {"column_0": "1", "prompt.1": "q"}
-    bare = write(tmp_path / "b.tsv", "Was ist das Ergebnis, wenn man von zehn Äpfeln drei abzieht und dann zwei hinzufügt?\t9\nzwei?\t2\n")
+    bare = write(
+        tmp_path / "b.tsv",
+        "Was ist das Ergebnis, wenn man von zehn Äpfeln drei abzieht und dann zwei hinzufügt?\t9\nzwei?\t2\n",
+    )
     with pytest.raises(Exception, match=r"header: \[prompt, response\]"):
         read_all(bare)
     assert len(read_all(bare, header=["prompt", "response"]).turns) == 2
@@ -400,11 +457,18 @@ def test_columns_that_json_has_no_form_for(tmp_path: Path) -> None:
 
 def test_a_damaged_page_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"prompt": [f"{i * i}" * 9 for i in range(20000)], "response": ["r"] * 20000}), path, compression="zstd", use_dictionary=False)
+    pq.write_table(
+        pa.table({"prompt": [f"{i * i}" * 9 for i in range(20000)], "response": ["r"] * 20000}),
+        path,
+        compression="zstd",
+        use_dictionary=False,
+    )
     data = bytearray(path.read_bytes())
     data[len(data) // 3 : len(data) // 3 + 400] = b"\x00" * 400
     path.write_bytes(bytes(data))
-    with pytest.raises(SourceError, match=r"a.parquet: this Parquet file is damaged after row \d+: .*Write or download it again"):
+    with pytest.raises(
+        SourceError, match=r"a.parquet: this Parquet file is damaged after row \d+: .*Write or download it again"
+    ):
         read_all(path)
 
 
@@ -416,7 +480,9 @@ def test_the_contract_of_connectors(tmp_path: Path) -> None:
         assert [r for batch in reader.read(str(path)) for r in batch] == list(enumerate(ROWS))
     assert [r for batch in Parquet().read(str(tmp_path / "a.parquet")) for r in batch] == list(enumerate(ROWS))
     broken = write(tmp_path / "b.jsonl.gz", "{\n")
-    assert list(JSONLines().read(str(broken))) == [[(0, "invalid-json: Expecting property name enclosed in double quotes at character 2")]]
+    assert list(JSONLines().read(str(broken))) == [
+        [(0, "invalid-json: Expecting property name enclosed in double quotes at character 2")]
+    ]
     assert gzip.decompress(broken.read_bytes()) == b"{\n"
 
 
@@ -436,7 +502,10 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
         if name.endswith("parquet"):
             pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=n, use_dictionary=False)
         else:
-            write(path, {"a.json": json.dumps(rows), "a.csv": csv_text(rows)}.get(name) or "\n".join(map(json.dumps, rows)))
+            write(
+                path,
+                {"a.json": json.dumps(rows), "a.csv": csv_text(rows)}.get(name) or "\n".join(map(json.dumps, rows)),
+            )
         del rows
         from curate.connectors.discover import discover
         from curate.connectors.read import read

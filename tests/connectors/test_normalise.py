@@ -23,11 +23,19 @@ U, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 CALL = {"name": "f", "arguments": {"x": None, "ü": 1}}
 
 
-def one(row: dict[str, Any], schema: str = "messages", max_chars: int | None = None, drop_nulls: bool = False, **columns: Any) -> Any:
+def one(
+    row: dict[str, Any],
+    schema: str = "messages",
+    max_chars: int | None = None,
+    drop_nulls: bool = False,
+    **columns: Any,
+) -> Any:
     """Return (messages, tools) of a row, or "reason: detail"."""
     source = Source(path="x", max_chars=max_chars)
     try:
-        found = Normaliser(source, Recognised(schema, columns or {"messages": "m"}), drop_nulls=drop_nulls).conversations(row)
+        found = Normaliser(
+            source, Recognised(schema, columns or {"messages": "m"}), drop_nulls=drop_nulls
+        ).conversations(row)
         out = [make() for _, make in found]
         return out[0] if len(out) == 1 else out
     except RejectedError as error:
@@ -56,28 +64,63 @@ def test_other_words_for_roles_and_fields() -> None:
 
 def test_tool_turns_of_sharegpt_and_of_openai() -> None:
     call = json.dumps(CALL, ensure_ascii=False)
-    shared = turns({"from": "human", "value": "q"}, {"from": "function_call", "value": call}, {"from": "observation", "value": ""}, {"from": "gpt", "value": "a"})
+    shared = turns(
+        {"from": "human", "value": "q"},
+        {"from": "function_call", "value": call},
+        {"from": "observation", "value": ""},
+        {"from": "gpt", "value": "a"},
+    )
     spelt = json.dumps([{"type": "function", "function": CALL}], ensure_ascii=False)
-    assert shared == ([U, {"role": "assistant", "content": "", "tool_calls": spelt}, {"role": "tool", "content": ""}, A], None)
+    assert shared == (
+        [U, {"role": "assistant", "content": "", "tool_calls": spelt}, {"role": "tool", "content": ""}, A],
+        None,
+    )
     for given in ([{"type": "function", "function": CALL}], spelt, {"type": "function", "function": CALL}):
-        found = turns(U, {"role": "assistant", "content": None, "tool_calls": given}, {"role": "tool", "content": "1", "tool_call_id": "c", "name": "f"}, A)
+        found = turns(
+            U,
+            {"role": "assistant", "content": None, "tool_calls": given},
+            {"role": "tool", "content": "1", "tool_call_id": "c", "name": "f"},
+            A,
+        )
         assert found[0][1] == {"role": "assistant", "content": "", "tool_calls": spelt}
         assert found[0][2] == {"role": "tool", "content": "1", "tool_call_id": "c", "name": "f"}
-    assert turns(U, {"role": "assistant", "function_call": CALL})[0][1]["tool_calls"] == json.dumps([CALL], ensure_ascii=False)
+    assert turns(U, {"role": "assistant", "function_call": CALL})[0][1]["tool_calls"] == json.dumps(
+        [CALL], ensure_ascii=False
+    )
     odd = ' [ {"name":"f"} ] '
     assert turns(U, {"role": "assistant", "tool_calls": odd})[0][1]["tool_calls"] == odd  # as the source spelt it
 
 
 def test_calls_that_follow_one_another_become_one_turn() -> None:
-    found = turns("q", {"from": "function_call", "value": '{"name": "f"}'}, {"from": "function_call", "value": '[{"name": "g"}]'}, {"from": "observation", "value": "1"}, {"from": "gpt", "value": "a"})
+    found = turns(
+        "q",
+        {"from": "function_call", "value": '{"name": "f"}'},
+        {"from": "function_call", "value": '[{"name": "g"}]'},
+        {"from": "observation", "value": "1"},
+        {"from": "gpt", "value": "a"},
+    )
     assert [c["function"]["name"] for c in json.loads(found[0][1]["tool_calls"])] == ["f", "g"]
     assert [m["role"] for m in found[0]] == ["user", "assistant", "tool", "assistant"]
 
 
 def test_typed_parts() -> None:
-    parts = [{"type": "reasoning", "value": "hm"}, {"type": "text", "value": "a"}, "b", {"type": "text", "text": "c"}, {"type": "tool_call", "value": '{"name": "f"}'}]
+    parts = [
+        {"type": "reasoning", "value": "hm"},
+        {"type": "text", "value": "a"},
+        "b",
+        {"type": "text", "text": "c"},
+        {"type": "tool_call", "value": '{"name": "f"}'},
+    ]
     found = turns({"role": "user", "content": [{"type": "text", "text": "q"}]}, {"role": "assistant", "content": parts})
-    assert found[0] == [U, {"role": "assistant", "content": "abc", "thinking": "hm", "tool_calls": '[{"type": "function", "function": {"name": "f"}}]'}]
+    assert found[0] == [
+        U,
+        {
+            "role": "assistant",
+            "content": "abc",
+            "thinking": "hm",
+            "tool_calls": '[{"type": "function", "function": {"name": "f"}}]',
+        },
+    ]
     assert turns(U, {"role": "assistant", "content": "a", "reasoning_content": "hm"})[0][1]["thinking"] == "hm"
 
 
@@ -96,8 +139,14 @@ def test_tools() -> None:
         assert one({"m": [U, A], "t": given}, messages="m", tools="t") == ([U, A], spelt)
     for nothing in (None, "", " ", [], "[]"):
         assert one({"m": [U, A], "t": nothing}, messages="m", tools="t") == ([U, A], None)
-    assert one({"m": [U, A], "t": [schema]}, messages="m", tools="t", drop_nulls=True)[1] == '[{"type": "function", "function": {"name": "f", "parameters": {}}}]'
-    assert one({"m": [U, A], "t": "[1]"}, messages="m", tools="t") == "bad-tools: t: a list of tool schemas was asked, a list was found"
+    assert (
+        one({"m": [U, A], "t": [schema]}, messages="m", tools="t", drop_nulls=True)[1]
+        == '[{"type": "function", "function": {"name": "f", "parameters": {}}}]'
+    )
+    assert (
+        one({"m": [U, A], "t": "[1]"}, messages="m", tools="t")
+        == "bad-tools: t: a list of tool schemas was asked, a list was found"
+    )
     assert one({"m": [U, A], "t": "{"}, messages="m", tools="t").startswith("bad-tools: t: Expecting property name")
 
 
@@ -112,21 +161,39 @@ def test_prompt_and_response() -> None:
     assert one({"p": " ", "r": "a"}, **pc) == "empty-prompt: p: nothing but white space"
     assert one({"p": 1, "r": "a"}, **pc) == "wrong-type: p: text was asked, a number was found"
     assert one({"p": "q", "r": True}, **pc) == "wrong-type: response: text or turns were asked, true or false was found"
-    assert one({"p": "q", "r": "a"}, messages="p", response="r") == "no-messages: p: a list of turns was asked, text was found"
+    assert (
+        one({"p": "q", "r": "a"}, messages="p", response="r")
+        == "no-messages: p: a list of turns was asked, text was found"
+    )
 
 
 def test_alpaca() -> None:
-    columns = {"prompt": "instruction", "input": "input", "response": "output", "system": "system", "history": "history"}
+    columns = {
+        "prompt": "instruction",
+        "input": "input",
+        "response": "output",
+        "system": "system",
+        "history": "history",
+    }
     row = {"instruction": "do", "input": " this", "output": "a", "system": "s", "history": [["q", "a"]]}
     want = [{"role": "system", "content": "s"}, U, A, {"role": "user", "content": "do\n\n this"}, A]
     assert one(row, **columns) == (want, None)
-    assert one(row | {"input": " ", "system": " ", "history": None}, **columns)[0] == [{"role": "user", "content": "do"}, A]
+    assert one(row | {"input": " ", "system": " ", "history": None}, **columns)[0] == [
+        {"role": "user", "content": "do"},
+        A,
+    ]
     assert one(row | {"instruction": ""}, **columns)[0][-2] == {"role": "user", "content": " this"}
     assert one(row | {"history": json.dumps([["q", "a"]])}, **columns) == (want, None)
-    assert one(row | {"history": [["q"]]}, **columns) == "wrong-type: history: pairs of texts were asked, a list was found"
-    assert one(row | {"history": [["q", ""]]}, **columns) == "empty-response: turn 2: assistant: nothing but white space"
+    assert (
+        one(row | {"history": [["q"]]}, **columns) == "wrong-type: history: pairs of texts were asked, a list was found"
+    )
+    assert (
+        one(row | {"history": [["q", ""]]}, **columns) == "empty-response: turn 2: assistant: nothing but white space"
+    )
     assert one(row | {"system": 3}, **columns) == "wrong-type: system: text was asked, a number was found"
-    assert one({"m": [{"role": "system", "content": "x"}, U, A], "s": "s"}, messages="m", system="s").startswith("role-order: a system turn, and another text")
+    assert one({"m": [{"role": "system", "content": "x"}, U, A], "s": "s"}, messages="m", system="s").startswith(
+        "role-order: a system turn, and another text"
+    )
 
 
 def test_candidates() -> None:
@@ -145,7 +212,10 @@ def test_preference_takes_the_chosen_side() -> None:
     assert one({"p": "q", "c": [A]}, prompt="p", **both) == ([U, A], None)
     assert one({"p": "something else", "c": [U, A]}, prompt="p", **both) == ([U, A], None)
     assert one({"c": [U, A]}, **both) == ([U, A], None)
-    assert one({"m": [{"from": "human", "value": "q"}], "c": {"from": "gpt", "value": "a"}}, messages="m", **both) == ([U, A], None)
+    assert one({"m": [{"from": "human", "value": "q"}], "c": {"from": "gpt", "value": "a"}}, messages="m", **both) == (
+        [U, A],
+        None,
+    )
 
 
 REJECTED = [
@@ -174,14 +244,41 @@ REJECTED = [
     ([U, A | {"content": 3}], "wrong-type: turn 1: text was asked, a number was found"),
     ([U, A | {"name": 3}], "wrong-type: turn 1: name: text was asked, a number was found"),
     ([U, A | {"weight": "1"}], "wrong-type: turn 1: weight: true, false or a number was asked, text was found"),
-    ([{"role": "user", "content": [{"type": "image", "url": "x"}]}, A], "not-text-part: turn 0: a part of type 'image'"),
-    ([{"role": "user", "content": [{"type": "text", "text": None}]}, A], "wrong-type: turn 0: a part: text was asked, nothing was found"),
-    ([U, {"role": "assistant", "content": [{"type": "text", "text": "a", "train": True}, {"type": "text", "text": "b", "weight": 0}]}], "mixed-training: turn 1: some parts are to be trained on, some are not"),
-    ([U, {"role": "assistant", "tool_calls": "{"}], "bad-tool-call: turn 1: tool_calls: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
-    ([U, {"role": "assistant", "tool_calls": [{"id": "x"}]}], "bad-tool-call: turn 1: an object with a name was asked, an object without a name was found"),
-    ([U, {"from": "function_call", "value": "f(x)"}, {"from": "observation", "value": ""}, A], "bad-tool-call: turn 1: Expecting value: line 1 column 1 (char 0)"),
+    (
+        [{"role": "user", "content": [{"type": "image", "url": "x"}]}, A],
+        "not-text-part: turn 0: a part of type 'image'",
+    ),
+    (
+        [{"role": "user", "content": [{"type": "text", "text": None}]}, A],
+        "wrong-type: turn 0: a part: text was asked, nothing was found",
+    ),
+    (
+        [
+            U,
+            {
+                "role": "assistant",
+                "content": [{"type": "text", "text": "a", "train": True}, {"type": "text", "text": "b", "weight": 0}],
+            },
+        ],
+        "mixed-training: turn 1: some parts are to be trained on, some are not",
+    ),
+    (
+        [U, {"role": "assistant", "tool_calls": "{"}],
+        "bad-tool-call: turn 1: tool_calls: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+    ),
+    (
+        [U, {"role": "assistant", "tool_calls": [{"id": "x"}]}],
+        "bad-tool-call: turn 1: an object with a name was asked, an object without a name was found",
+    ),
+    (
+        [U, {"from": "function_call", "value": "f(x)"}, {"from": "observation", "value": ""}, A],
+        "bad-tool-call: turn 1: Expecting value: line 1 column 1 (char 0)",
+    ),
     ([U | {"tool_calls": [{"name": "f"}]}, A], "bad-tool-call: turn 0: a user turn calls tools"),
-    ([U, A | {"content": "a\ud800"}], "invalid-utf8: turn 1: content: half of a surrogate pair (U+D800) at character 1"),
+    (
+        [U, A | {"content": "a\ud800"}],
+        "invalid-utf8: turn 1: content: half of a surrogate pair (U+D800) at character 1",
+    ),
     ([U, A | {"thinking": "\udcfe"}], "invalid-utf8: turn 1: thinking: byte 0xfe at character 0"),
 ]
 
@@ -203,22 +300,70 @@ def test_images_beside_the_text_are_no_text() -> None:
 
 
 def test_every_field_is_one_of_the_schema() -> None:
-    row = [U | {"name": "n", "id": 3, "metadata": {}}, A | {"thinking": "t", "tool_calls": [{"name": "f"}], "train": False}, {"role": "tool", "content": "", "tool_call_id": "c"}, A]
+    row = [
+        U | {"name": "n", "id": 3, "metadata": {}},
+        A | {"thinking": "t", "tool_calls": [{"name": "f"}], "train": False},
+        {"role": "tool", "content": "", "tool_call_id": "c"},
+        A,
+    ]
     known = {MESSAGE_TYPE.field(i).name for i in range(MESSAGE_TYPE.num_fields)}
     assert all(set(m) <= known for m in turns(*row)[0])
 
 
 # -- thousands of mutated rows -------------------------------------------------------------------------------------------
 
-words = st.sampled_from(["", " ", "a", "user", "assistant", "gpt", "tool", "function_call", "[1", "[[]]", '{"name": "f"}', "é\ud800", "\x00"])
+words = st.sampled_from(
+    [
+        "",
+        " ",
+        "a",
+        "user",
+        "assistant",
+        "gpt",
+        "tool",
+        "function_call",
+        "[1",
+        "[[]]",
+        '{"name": "f"}',
+        "é\ud800",
+        "\x00",
+    ]
+)
 junk = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 10**30) | st.floats() | words,
-    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "from", "value", "type", "text", "name", "function", "x"]), v, max_size=3),
+    lambda v: (
+        st.lists(v, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "from", "value", "type", "text", "name", "function", "x"]),
+            v,
+            max_size=3,
+        )
+    ),
     max_leaves=6,
 )
 GOOD: list[tuple[dict[str, Any], dict[str, Any]]] = [
-    ({"messages": [{"role": "system", "content": "s"}, U, A | {"tool_calls": [{"type": "function", "function": CALL}]}, {"role": "tool", "content": "1"}, A], "tools": [{"name": "f"}], "source": "x"}, {}),
-    ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "system": "s", "category": "c"}, {}),
+    (
+        {
+            "messages": [
+                {"role": "system", "content": "s"},
+                U,
+                A | {"tool_calls": [{"type": "function", "function": CALL}]},
+                {"role": "tool", "content": "1"},
+                A,
+            ],
+            "tools": [{"name": "f"}],
+            "source": "x",
+        },
+        {},
+    ),
+    (
+        {
+            "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}],
+            "system": "s",
+            "category": "c",
+        },
+        {},
+    ),
     ({"instruction": "i", "input": "x", "output": "o", "history": [["q", "a"]], "system": "s"}, {}),
     ({"prompt": "p", "responses": ["a", "b", "c"], "scores": [1, 2, 3], "n": 1}, {}),
     ({"prompt": "p", "chosen": [U, A], "rejected": "r"}, {}),
@@ -233,7 +378,9 @@ def paths(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 @settings(max_examples=120, deadline=None)
 @given(st.sampled_from(GOOD), st.data())
-def test_mutated_rows_are_examples_or_rejected_and_never_lost(tmp_path_factory: pytest.TempPathFactory, good: tuple[dict, dict], data: st.DataObject) -> None:
+def test_mutated_rows_are_examples_or_rejected_and_never_lost(
+    tmp_path_factory: pytest.TempPathFactory, good: tuple[dict, dict], data: st.DataObject
+) -> None:
     row, options = good
     rows = []
     for _ in range(12):
@@ -248,7 +395,9 @@ def test_mutated_rows_are_examples_or_rejected_and_never_lost(tmp_path_factory: 
             else:
                 del where[path[-1]]
         rows.append(mutant)
-    file = write(tmp_path_factory.mktemp("m") / "a.jsonl", "".join(json.dumps(r) + "\n" for r in [row] * 15 + rows))
+    file = write(
+        tmp_path_factory.getbasetemp() / "mutated" / "a.jsonl", "".join(json.dumps(r) + "\n" for r in [row] * 15 + rows)
+    )
     result = read_all(file, batch_rows=5, **options)  # checks that each row is in exactly one of the two
     assert result.rows == 27
     assert {e["row"] for e in result.examples} >= set(range(15))
@@ -261,8 +410,24 @@ def test_mutated_rows_are_examples_or_rejected_and_never_lost(tmp_path_factory: 
 
 def test_parquet_and_json_give_the_same_keys(tmp_path: Path) -> None:
     rows = [
-        {"messages": [U, A | {"tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]}, {"role": "tool", "content": "1", "tool_call_id": "c"}, A], "tools": [{"name": "f", "p": {"a": 1}}]},
-        {"messages": [U, A | {"tool_calls": [{"type": "function", "function": {"name": "g", "arguments": {"y": 2}}}]}, {"role": "tool", "content": "1"}, A], "tools": [{"name": "g", "p": {"b": 1}}]},
+        {
+            "messages": [
+                U,
+                A | {"tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]},
+                {"role": "tool", "content": "1", "tool_call_id": "c"},
+                A,
+            ],
+            "tools": [{"name": "f", "p": {"a": 1}}],
+        },
+        {
+            "messages": [
+                U,
+                A | {"tool_calls": [{"type": "function", "function": {"name": "g", "arguments": {"y": 2}}}]},
+                {"role": "tool", "content": "1"},
+                A,
+            ],
+            "tools": [{"name": "g", "p": {"b": 1}}],
+        },
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     a = read_all(tmp_path / "a.parquet").table

@@ -25,7 +25,14 @@ U, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 
 
 def test_a_row_by_hand(tmp_path: Path) -> None:
-    row = {"messages": [U, A | {"thinking": "t"}], "source": "s", "category": "c", "score": 1.5, "none": None, "list": [1, {"ü": "x"}]}
+    row = {
+        "messages": [U, A | {"thinking": "t"}],
+        "source": "s",
+        "category": "c",
+        "score": 1.5,
+        "none": None,
+        "list": [1, {"ü": "x"}],
+    }
     result = read_all(write(tmp_path / "pool-00003.jsonl", "\n" + json.dumps(row)))
     blank = {"name": None, "tool_calls": None, "tool_call_id": None, "thinking": None, "train": None}
     example = result.examples[0]
@@ -55,7 +62,10 @@ def test_ids(tmp_path: Path) -> None:
 def test_each_response_is_an_example_with_its_score(tmp_path: Path) -> None:
     row = {"prompt": "p", "responses": ["a", "", 3, "b"], "scores": [1, 2, 3, 4], "k": "v"}
     result = read_all(write(tmp_path / "a.jsonl", json.dumps(row)))
-    assert [(e["row"], e["part"], e["extra"]) for e in result.examples] == [(0, 0, '{"k": "v", "scores": 1}'), (0, 3, '{"k": "v", "scores": 4}')]
+    assert [(e["row"], e["part"], e["extra"]) for e in result.examples] == [
+        (0, 0, '{"k": "v", "scores": 1}'),
+        (0, 3, '{"k": "v", "scores": 4}'),
+    ]
     assert result.reasons == [(0, 1, "empty-response"), (0, 2, "wrong-type")]
     assert len({e["prompt_key"] for e in result.examples}) == 1
     assert result.rows == 1
@@ -64,11 +74,21 @@ def test_each_response_is_an_example_with_its_score(tmp_path: Path) -> None:
 
 
 def test_labels(tmp_path: Path) -> None:
-    rows = [{"prompt": "p", "response": "r", "source": s, "group": g} for s, g in (("a", "x"), (None, None), ("", ""), ("b", "y"))]
+    rows = [
+        {"prompt": "p", "response": "r", "source": s, "group": g}
+        for s, g in (("a", "x"), (None, None), ("", ""), ("b", "y"))
+    ]
     path = write(tmp_path / "gsm8k-00001-of-00002.jsonl", "\n".join(map(json.dumps, rows)))
-    assert [(e["source"], e["group"]) for e in read_all(path).examples] == [("a", "x"), ("gsm8k", None), ("gsm8k", None), ("b", "y")]
+    assert [(e["source"], e["group"]) for e in read_all(path).examples] == [
+        ("a", "x"),
+        ("gsm8k", None),
+        ("gsm8k", None),
+        ("b", "y"),
+    ]
     assert {e["source"] for e in read_all(path, name="mine").examples} == {"mine"}
-    numbers = write(tmp_path / "b.jsonl", "\n".join(json.dumps({"prompt": "p", "response": "r", "n": n}) for n in (3, True, [1])))
+    numbers = write(
+        tmp_path / "b.jsonl", "\n".join(json.dumps({"prompt": "p", "response": "r", "n": n}) for n in (3, True, [1]))
+    )
     assert [e["group"] for e in read_all(numbers, group="n").examples] == ["3", "true", "[1]"]
 
 
@@ -126,21 +146,40 @@ def conversations(draw: st.DrawFn) -> Any:
 @settings(max_examples=150, deadline=None)
 @given(
     rows=st.lists(conversations(), min_size=1, max_size=9),
-    struct=st.sampled_from([["role", "content"], ["content", "role"], ["role", "content", "name"], ["role", "content", "weight"]]),
+    struct=st.sampled_from(
+        [["role", "content"], ["content", "role"], ["role", "content", "name"], ["role", "content", "weight"]]
+    ),
     fill=st.booleans(),
     wide=st.sampled_from(["list", "large", "dictionary"]),
     skip=st.integers(0, 2),
     max_chars=st.sampled_from([None, 8]),
 )
 def test_the_arrow_path_equals_the_row_path(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[Any], struct: list[str], fill: bool, wide: str, skip: int, max_chars: int | None
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: list[Any],
+    struct: list[str],
+    fill: bool,
+    wide: str,
+    skip: int,
+    max_chars: int | None,
 ) -> None:
-    types = {"role": pa.dictionary(pa.int8(), pa.string()) if wide == "dictionary" else pa.string(), "content": pa.string(), "name": pa.string(), "weight": pa.int64()}
+    types = {
+        "role": pa.dictionary(pa.int8(), pa.string()) if wide == "dictionary" else pa.string(),
+        "content": pa.string(),
+        "name": pa.string(),
+        "weight": pa.int64(),
+    }
     item = pa.struct([(f, types[f]) for f in struct])
     spare = {"name": "n", "weight": 0} if fill else {}
     column = [None if r is None else [{f: (t | spare).get(f) for f in struct} for t in r] for r in [[U, A], *rows]]
-    table = pa.table({"messages": pa.array(column, pa.large_list(item) if wide == "large" else pa.list_(item)), "n": np.arange(len(column)), "source": ["s", None] * 5 + ["t"] * 0 if len(column) == 10 else ["s"] * len(column)})
-    path = tmp_path_factory.mktemp("p") / "a.parquet"
+    table = pa.table(
+        {
+            "messages": pa.array(column, pa.large_list(item) if wide == "large" else pa.list_(item)),
+            "n": np.arange(len(column)),
+            "source": ["s", None] * 5 + ["t"] * 0 if len(column) == 10 else ["s"] * len(column),
+        }
+    )
+    path = tmp_path_factory.getbasetemp() / "arrow.parquet"
     pq.write_table(table, path)
     options: dict[str, Any] = {"max_chars": max_chars, "batch_rows": 4 + skip}
     fast = read_all(path, **options)
@@ -153,7 +192,15 @@ def test_the_arrow_path_equals_the_row_path(
 
 def test_the_arrow_path_takes_plain_rows_and_only_those(tmp_path: Path) -> None:
     rows = [[U, A], [U], [{"role": "system", "content": "s"}, U, A], [U, A | {"content": "\u2003"}]]
-    pq.write_table(pa.table({"messages": pa.array(rows, pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))), "id": list("abcd")}), tmp_path / "a.parquet")
+    pq.write_table(
+        pa.table(
+            {
+                "messages": pa.array(rows, pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+                "id": list("abcd"),
+            }
+        ),
+        tmp_path / "a.parquet",
+    )
     taken: list[Any] = []
     certain = module._Rows._certain
     with pytest.MonkeyPatch.context() as patch:
@@ -174,7 +221,10 @@ def test_a_missing_id_among_plain_rows_is_rejected(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("batch_rows", [1, 3, 1000])
 def test_batches_and_row_groups_change_nothing(tmp_path: Path, batch_rows: int) -> None:
-    rows = [{"messages": [{"role": "user", "content": f"q{i}"}, A | {"content": "" if i % 7 == 3 else "a"}], "n": i} for i in range(50)]
+    rows = [
+        {"messages": [{"role": "user", "content": f"q{i}"}, A | {"content": "" if i % 7 == 3 else "a"}], "n": i}
+        for i in range(50)
+    ]
     path = tmp_path / "a.parquet"
     results = []
     for size in (50, 7):
@@ -191,4 +241,6 @@ def test_nothing_heavy_is_imported() -> None:
     import sys
 
     code = "import sys, curate.connectors.read; print([m for m in ('torch', 'transformers', 'dask', 'datasets', 'faiss', 'sklearn', 'pandas') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

@@ -11,7 +11,12 @@ from curate.exceptions import InputError, SchemaError
 
 
 def test_a_recipe_entry_becomes_a_source() -> None:
-    given = {"path": "a.jsonl", "columns": {"instruction": "q", "candidates": ["a", "b"]}, "max_chars": None, "broken": "keep"}
+    given = {
+        "path": "a.jsonl",
+        "columns": {"instruction": "q", "candidates": ["a", "b"]},
+        "max_chars": None,
+        "broken": "keep",
+    }
     source = TypeAdapter(Source).validate_python(given)
     assert source.mapping == {"prompt": "q", "responses": ["a", "b"]}
     assert source.paths == ["a.jsonl"]
@@ -21,10 +26,22 @@ def test_a_recipe_entry_becomes_a_source() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({"format": "jsonlines"}, InputError, r"format 'jsonlines' is not known; did you mean 'jsonl'\? Known: auto, csv"),
-        ({"columns": {"respons": "a"}}, SchemaError, r"'respons' is no role of a column; did you mean 'response'\? Roles: messages"),
+        (
+            {"format": "jsonlines"},
+            InputError,
+            r"format 'jsonlines' is not known; did you mean 'jsonl'\? Known: auto, csv",
+        ),
+        (
+            {"columns": {"respons": "a"}},
+            SchemaError,
+            r"'respons' is no role of a column; did you mean 'response'\? Roles: messages",
+        ),
         ({"columns": {"output": "a", "response": "b"}}, SchemaError, "output, response mean the same role"),
-        ({"columns": {"prompt": ["a", "b"]}}, SchemaError, r"prompt is one column, \['a', 'b'\] was found; only responses"),
+        (
+            {"columns": {"prompt": ["a", "b"]}},
+            SchemaError,
+            r"prompt is one column, \['a', 'b'\] was found; only responses",
+        ),
         ({"max_chars": 0}, InputError, "max_chars: 1 or more was asked, 0 was found"),
         ({"delimiter": ";;"}, InputError, "one character was asked, ';;' was found"),
         ({"path": []}, InputError, "a file, a directory, a glob or a URL was asked"),
@@ -36,9 +53,19 @@ def test_what_cannot_be_meant_is_said_at_once(options: dict, error: type[Excepti
 
 
 def test_the_reading_is_json_and_holds_all_but_the_path() -> None:
-    a, b = Source(path="a", columns={"prompt": "q", "response": "r"}), Source(path="b", columns={"prompt": "q", "response": "r"})
+    a, b = (
+        Source(path="a", columns={"prompt": "q", "response": "r"}),
+        Source(path="b", columns={"prompt": "q", "response": "r"}),
+    )
     assert json.loads(json.dumps(a.reading())) == a.reading() == b.reading()
-    for change in ({"schema": "alpaca"}, {"id": "x"}, {"max_chars": 5}, {"name": "n"}, {"header": ["a"]}, {"broken": "keep"}):
+    for change in (
+        {"schema": "alpaca"},
+        {"id": "x"},
+        {"max_chars": 5},
+        {"name": "n"},
+        {"header": ["a"]},
+        {"broken": "keep"},
+    ):
         assert Source(path="a", **change).reading() != Source(path="a").reading()
 
 
