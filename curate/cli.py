@@ -23,11 +23,23 @@ app = typer.Typer(
 )
 
 RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe (YAML).")]
-RunOption = Annotated[str | None, typer.Option("--run", metavar="DIR", help="Run directory or URL [default: runs/NAME].")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrule a part of the recipe, e.g. select.0.budget=5%.")]
-SchedulerOption = Annotated[str | None, typer.Option("--scheduler", metavar="ADDRESS", help="'local' (default), 'sync', or the address of a Dask scheduler.")]
+RunOption = Annotated[
+    str | None, typer.Option("--run", metavar="DIR", help="Run directory or URL [default: runs/NAME].")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Overrule a part of the recipe, e.g. select.0.budget=5%."),
+]
+SchedulerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--scheduler", metavar="ADDRESS", help="'local' (default), 'sync', or the address of a Dask scheduler."
+    ),
+]
 WorkersOption = Annotated[int | None, typer.Option("--workers", min=1, help="Worker processes of the local cluster.")]
-LimitOption = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Read only the first N rows: a rehearsal.")]
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", min=1, metavar="N", help="Read only the first N rows: a rehearsal.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")]
 
 
@@ -42,13 +54,23 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_version)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_version)
+    ] = False,
 ) -> None:
     if debug:
         os.environ["CURATE_DEBUG"] = "1"
 
 
-def _make(recipe: str, run: str | None, sets: list[str] | None, scheduler: str | None, workers: int | None, limit: int | None, quiet: bool) -> Run:
+def _make(
+    recipe: str,
+    run: str | None,
+    sets: list[str] | None,
+    scheduler: str | None,
+    workers: int | None,
+    limit: int | None,
+    quiet: bool,
+) -> Run:
     from curate.exceptions import RecipeError
     from curate.pipelines.run import Run
     from curate.recipe import Recipe, parse_value
@@ -64,8 +86,13 @@ def _make(recipe: str, run: str | None, sets: list[str] | None, scheduler: str |
 
 @app.command()
 def run(
-    recipe: RecipeArg, run: RunOption = None, set: SetOption = None, scheduler: SchedulerOption = None,
-    workers: WorkersOption = None, limit: LimitOption = None, quiet: QuietOption = False,
+    recipe: RecipeArg,
+    run: RunOption = None,
+    set: SetOption = None,
+    scheduler: SchedulerOption = None,
+    workers: WorkersOption = None,
+    limit: LimitOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Run the whole pipeline.  The same command continues a run that was stopped."""
     job = _make(recipe, run, set, scheduler, workers, limit, quiet)
@@ -74,8 +101,13 @@ def run(
 
 @app.command()
 def score(
-    recipe: RecipeArg, run: RunOption = None, set: SetOption = None, scheduler: SchedulerOption = None,
-    workers: WorkersOption = None, limit: LimitOption = None, quiet: QuietOption = False,
+    recipe: RecipeArg,
+    run: RunOption = None,
+    set: SetOption = None,
+    scheduler: SchedulerOption = None,
+    workers: WorkersOption = None,
+    limit: LimitOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Read and score only; select later, as often as you like."""
     job = _make(recipe, run, set, scheduler, workers, limit, quiet)
@@ -86,8 +118,13 @@ def score(
 
 @app.command()
 def select(
-    recipe: RecipeArg, run: RunOption = None, set: SetOption = None, scheduler: SchedulerOption = None,
-    workers: WorkersOption = None, limit: LimitOption = None, quiet: QuietOption = False,
+    recipe: RecipeArg,
+    run: RunOption = None,
+    set: SetOption = None,
+    scheduler: SchedulerOption = None,
+    workers: WorkersOption = None,
+    limit: LimitOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Select and write from scores that are there; stop rather than score."""
     from curate.exceptions import RunError
@@ -96,14 +133,20 @@ def select(
     job = _make(recipe, run, set, scheduler, workers, limit, quiet)
     missing = [f"{s.name} ({s.rows - s.there:,} of {s.rows:,} rows)" for s in make_plan(job).stages if s.there < s.rows]
     if missing:
-        raise RunError(f"not scored yet: {', '.join(missing)}. Run 'curate score {recipe}' first, or 'curate run' for all at once.")
+        raise RunError(
+            f"not scored yet: {', '.join(missing)}. Run 'curate score {recipe}' first, or 'curate run' for all at once."
+        )
     _summary(job, job.execute())
 
 
 @app.command()
 def plan(
-    recipe: RecipeArg, run: RunOption = None, set: SetOption = None, scheduler: SchedulerOption = None,
-    workers: WorkersOption = None, limit: LimitOption = None,
+    recipe: RecipeArg,
+    run: RunOption = None,
+    set: SetOption = None,
+    scheduler: SchedulerOption = None,
+    workers: WorkersOption = None,
+    limit: LimitOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """Show what would run, what is there already, and about how long it takes.  Loads no model, writes nothing."""
@@ -153,7 +196,9 @@ def why(
 
 @app.command(name="list")
 def list_(
-    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="scorers, selectors, correctors or connectors.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[KIND]", help="scorers, selectors, correctors or connectors.")
+    ] = None,
 ) -> None:
     """List the parts that a recipe can use, built-in and from plugins."""
     from curate import registry
@@ -161,7 +206,9 @@ def list_(
 
     kinds = ("scorers", "selectors", "correctors", "connectors")
     if kind is not None and kind not in kinds:
-        raise InputError(f"no kind of parts is called {kind!r}{registry.nearest(kind, list(kinds))} Kinds: {', '.join(kinds)}.")
+        raise InputError(
+            f"no kind of parts is called {kind!r}{registry.nearest(kind, list(kinds))} Kinds: {', '.join(kinds)}."
+        )
     for each in kinds if kind is None else (kind,):
         words = registry.names(each)  # type: ignore[arg-type]
         print(f"{each}: {', '.join(words) if words else '(none yet)'}" if kind is None else "\n".join(words))
@@ -180,7 +227,10 @@ def _tell_story(story: Any) -> None:
     print(f"  decided   by {d['stage']}: {d['reason']}")
     if d["score"] is not None:
         against = "" if d["threshold"] is None else f" against {d['threshold']:.6g}"
-        print(f"  judged    {d['score_name']} {d['score']:.6g}{against}" + ("" if d["cluster"] is None else f", cluster {d['cluster']}"))
+        print(
+            f"  judged    {d['score_name']} {d['score']:.6g}{against}"
+            + ("" if d["cluster"] is None else f", cluster {d['cluster']}")
+        )
     if d["order"] is not None:
         print(f"  order     {d['order']:,} (0 was chosen first)")
     if d["duplicate_of"]:
@@ -193,7 +243,10 @@ def _tell_story(story: Any) -> None:
     example = story.example or {}
     if "messages" in example:
         for message in example["messages"]:
-            print(f"  [{message['role']}] {message['content']}" + (f" {message['tool_calls']}" if message.get("tool_calls") else ""))
+            print(
+                f"  [{message['role']}] {message['content']}"
+                + (f" {message['tool_calls']}" if message.get("tool_calls") else "")
+            )
     elif example:
         print(f"  raw       {example.get('raw')}")
 
@@ -208,7 +261,10 @@ def _summary(job: Run, manifest: dict[str, Any]) -> None:
             if word == "rejected":
                 note = "  " + ", ".join(f"{n:,} {r}" for r, n in list(manifest["rejected"].items())[:4])
             print(f"  {decisions[word]:>{width},} {word}{note}")
-    print(f"dataset    {job.store.path('dataset')}  ({manifest['dataset']['rows']:,} rows, {manifest['dataset']['files']} file(s))")
+    print(
+        f"dataset    {job.store.path('dataset')}  ({manifest['dataset']['rows']:,} rows, "
+        f"{manifest['dataset']['files']} file(s))"
+    )
     print(f"decisions  {job.store.path('decisions')}  (curate why {_short(job)} ID)")
 
 
@@ -237,7 +293,8 @@ def _foreign(error: BaseException) -> int:
     if os.environ.get("CURATE_DEBUG") or isinstance(error, SystemExit):
         raise error
     print(
-        f"curate: unexpected {kind}: {error}\nThis is a bug; run again with 'curate --debug …' and report what it prints.",
+        f"curate: unexpected {kind}: {error}\nThis is a bug; run again with 'curate --debug …' and report what it "
+        "prints.",
         file=sys.stderr,
     )
     return 1

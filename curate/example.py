@@ -3,10 +3,11 @@
 Every reader ends in this schema and every scorer begins from it.  Two keys are computed from content:
 
 * ``content_key`` hashes the messages and the tools: two rows with the same key are exact duplicates.
-* ``prompt_key`` hashes what comes before the last assistant turn: rows that share it are candidate responses to one prompt.
+* ``prompt_key`` hashes what comes before the last assistant turn: rows that share it are candidate responses to
+  one prompt.
 
-Both are 128-bit blake2b digests over length-prefixed fields, so no two different conversations can spell the same bytes.
-They depend on nothing but content: not on the file, the row number, the shard or the format a row was read from.
+Both are 128-bit blake2b digests over length-prefixed fields, so no two different conversations can spell the same
+bytes. They depend on nothing but content: not on the file, the row number, the shard or the format a row was read from.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ _SPELT_ROLES = {role: b"%d:%s" % (len(role), role.encode()) for role in ROLES}
 
 
 def _spelt(value: str | None) -> bytes:
-    """Return a field as it enters a digest: its length in bytes and its bytes, so that no two lists of fields look alike."""
+    """Return a field as it enters a digest: its length in bytes, and its bytes."""
     if value is None:
         return b"-;"
     data = value.encode("utf-8", "surrogatepass")

@@ -1,10 +1,11 @@
 """When is a piece of work new?
 
 Work is named by what it depends on, not by when it was done.  A stage's fingerprint covers the scorer's word, its code
-version, its parameters, the identity of its model, and what it was fitted on; a shard's digest covers the content of its
-rows.  A result is reused exactly when both are the same.  So a changed parameter never finds a stale score, and a changed
-budget, selector, worker count or output never causes a new one.  Where things are kept (paths, run directories) is not
-part of any fingerprint; how a thing is executed (workers, batch sizes that a scorer declares as such) is not either.
+version, its parameters, the identity of its model, and what it was fitted on; a shard's digest covers the content of
+its rows.  A result is reused exactly when both are the same.  So a changed parameter never finds a stale score, and a
+changed budget, selector, worker count or output never causes a new one.  Where things are kept (paths, run directories)
+is not part of any fingerprint; how a thing is executed (workers, batch sizes that a scorer declares as such) is not
+either.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-# What a shard's scores may depend on.  Where the rows came from (file, row) is left out: a renamed file is no new content.
+# What a shard's scores may depend on.  Where the rows came from (file, row) is left out: a renamed file is no
+# new content.
 CONTENT = ("id", "content_key", "source", "group", "extra")
 
 

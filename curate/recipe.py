@@ -1,7 +1,7 @@
 """The recipe: a typed document that names sources, scorers, combinations, selection steps and the output.
 
-A recipe is YAML (by a safe loader) or the same thing built in Python.  Everything in it is checked before anything runs:
-unknown keys (with the nearest valid one), types, references between parts.  An error names the file and the line.
+A recipe is YAML (by a safe loader) or the same thing built in Python.  Everything in it is checked before anything
+runs: unknown keys (with the nearest valid one), types, references between parts.  An error names the file and the line.
 
     sources:  [{path: data/*.parquet}]
     scorers:  {likelihood: {use: likelihood, model: ./model}, ngrams: {use: hashed-ngrams}}
@@ -114,7 +114,8 @@ class Step:
 class Recipe:
     """A checked recipe.
 
-    Build it with ``Recipe.load(path)``, ``Recipe.from_dict(document)``, or ``Recipe(sources=..., scorers=..., select=...)``.
+    Build it with ``Recipe.load(path)``, ``Recipe.from_dict(document)``, or ``Recipe(sources=..., scorers=...,
+    select=...)``.
     """
 
     def __init__(self, **document: Any) -> None:
@@ -205,7 +206,7 @@ class Recipe:
             dotted = ".".join(map(str, (*at, unknown[0])))
             raise self.error((*at, unknown[0]), f"unknown key {dotted!r}{near} Valid: {', '.join(known) or 'none'}.")
         try:
-            checked = TypeAdapter(cls).validate_python(params)
+            checked: Any = TypeAdapter(cls).validate_python(params)
         except ValidationError as error:
             raise self._explain(error, at, params, known) from None
         except CurateError as error:
@@ -254,7 +255,9 @@ class Recipe:
     def _columns(self) -> None:
         for name in self.combine:
             if name in self.scorers:
-                raise self.error(("combine", name), f"{name!r} is the name of a scorer and of a combination; rename one.")
+                raise self.error(
+                    ("combine", name), f"{name!r} is the name of a scorer and of a combination; rename one."
+                )
             if not _NAME.match(name):
                 raise self.error(("combine", name), f"combination name {name!r}: letters, digits, - and _ were asked.")
 
@@ -265,16 +268,26 @@ class Recipe:
                 at: Path_ = ("combine", name, "of", ref)
                 full = self.reference(ref, at, combinations=False)
                 if not weight > 0:
-                    raise self.error(at, f"weight {weight} of {ref!r}: a number above 0 was asked; directions say which way is better.")
-                resolved[full] = weight
-                if self.columns[full].higher_is_better is None and ref not in spec.directions and full not in spec.directions:
                     raise self.error(
                         at,
-                        f"{full!r} has no better direction of its own; add to combine.{name}: directions: {{{ref}: higher}} (or lower).",
+                        f"weight {weight} of {ref!r}: a number above 0 was asked; directions say which way is better.",
+                    )
+                resolved[full] = weight
+                if (
+                    self.columns[full].higher_is_better is None
+                    and ref not in spec.directions
+                    and full not in spec.directions
+                ):
+                    raise self.error(
+                        at,
+                        f"{full!r} has no better direction of its own; add to combine.{name}: directions: "
+                        f"{{{ref}: higher}} (or lower).",
                     )
             for ref in spec.directions:
                 if self.reference(ref, ("combine", name, "directions", ref), combinations=False) not in resolved:
-                    raise self.error(("combine", name, "directions", ref), f"a direction for {ref!r}, which is not among 'of'.")
+                    raise self.error(
+                        ("combine", name, "directions", ref), f"a direction for {ref!r}, which is not among 'of'."
+                    )
             if not resolved:
                 raise self.error(("combine", name, "of"), "a combination of no columns.")
 
@@ -292,10 +305,16 @@ class Recipe:
                 if spec.dtype.startswith("float32["):
                     raise self.error(at, f"{ref!r} is a feature vector; a score column was asked.")
                 return f"{stage}.{column}"
-            raise self.error(at, f"{stage!r} writes no column {column!r}{registry.nearest(column, known)} It writes: {', '.join(known)}.")
+            raise self.error(
+                at,
+                f"{stage!r} writes no column {column!r}{registry.nearest(column, known)} It writes: "
+                f"{', '.join(known)}.",
+            )
         known = [*self.scorers, *(self.combine if combinations else ())]
         raise self.error(
-            at, f"no scorer{' or combination' if combinations else ''} is called {stage!r}{registry.nearest(stage, known)} Known: {', '.join(known) or 'none'}."
+            at,
+            f"no scorer{' or combination' if combinations else ''} is called "
+            f"{stage!r}{registry.nearest(stage, known)} Known: {', '.join(known) or 'none'}.",
         )
 
     def direction(self, ref: str) -> bool | None:
@@ -305,7 +324,9 @@ class Recipe:
     def _step(self, i: int, spec: dict[str, Any]) -> Step:
         at: Path_ = ("select", i)
         if "use" not in spec:
-            raise self.error(at, f"select.{i} names no selector; add 'use: …' ({', '.join(registry.names('selectors'))}).")
+            raise self.error(
+                at, f"select.{i} names no selector; add 'use: …' ({', '.join(registry.names('selectors'))})."
+            )
         try:
             cls = registry.find("selectors", str(spec["use"]))
         except InputError as error:
@@ -316,7 +337,8 @@ class Recipe:
             if key not in fields:
                 valid = [*fields, *STEP_KEYS]
                 raise self.error(
-                    (*at, key), f"unknown key 'select.{i}.{key}'{registry.nearest(key, valid)} Valid: {', '.join(valid)}."
+                    (*at, key),
+                    f"unknown key 'select.{i}.{key}'{registry.nearest(key, valid)} Valid: {', '.join(valid)}.",
                 )
         if "seed" in fields and "seed" not in params:
             params["seed"] = self.seed
@@ -338,7 +360,8 @@ class Recipe:
             if features not in vectors:
                 raise self.error(
                     (*at, "features"),
-                    f"{spec['use']} needs features: one of {', '.join(vectors) or '(no feature scorer in this recipe; add e.g. ngrams: {use: hashed-ngrams})'}; found {features!r}.",
+                    f"{spec['use']} needs features: one of "
+                    f"{', '.join(vectors) or '(no feature scorer in this recipe; add e.g. ngrams: {use: hashed-ngrams})'}; found {features!r}.",
                 )
         elif features is not None:
             raise self.error((*at, "features"), f"{spec['use']} looks at no features; drop 'features'.")
@@ -406,12 +429,14 @@ def _valid_keys(loc: tuple[str | int, ...]) -> list[str]:
         if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
             annotation = model.model_fields[str(part)].annotation
             args = getattr(annotation, "__args__", ())
-            model = next((a for a in (annotation, *args) if isinstance(a, type) and issubclass(a, BaseModel)), annotation)
+            model = next(
+                (a for a in (annotation, *args) if isinstance(a, type) and issubclass(a, BaseModel)), annotation
+            )
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader with the booleans of YAML 1.2: only true and false, so that ``on:``, ``yes`` and ``no`` are words."""
+    """The safe loader with the booleans of YAML 1.2: only true and false; ``on:``, ``yes``, ``no`` are words."""
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
@@ -419,7 +444,9 @@ class _Loader(yaml.SafeLoader):
     }
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), list("tTfF")
+)
 
 
 def _load_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[Path_, int]]:
@@ -455,14 +482,17 @@ def _load_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[Path_, int]]
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise RecipeError(f"not valid YAML: {getattr(error, 'problem', None) or error}.", where=where) from None
     if not isinstance(document, dict):
-        raise RecipeError(f"a mapping was asked (sources, scorers, select, …), {type(document).__name__} was found.", where=f"{path}:1")
+        raise RecipeError(
+            f"a mapping was asked (sources, scorers, select, …), {type(document).__name__} was found.",
+            where=f"{path}:1",
+        )
     return document, marks
 
 
 def parse_value(text: str) -> Any:
     """Read one value as a recipe would; text that is no YAML is itself."""
     try:
-        return yaml.load(text, _Loader)  # noqa: S506  (a safe loader)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError:
         return text
 
@@ -475,7 +505,9 @@ def _override(document: Any, dotted: str, value: Any) -> None:
         try:
             at = at[int(part)] if isinstance(at, list) else at.setdefault(part, {})
         except (IndexError, ValueError, AttributeError):
-            raise RecipeError(f"--set {dotted}: there is no {'.'.join(parents[: depth + 1])!r} in the recipe.") from None
+            raise RecipeError(
+                f"--set {dotted}: there is no {'.'.join(parents[: depth + 1])!r} in the recipe."
+            ) from None
     try:
         if isinstance(at, list):
             at[int(last)] = value

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from curate.exceptions import CurateError, InputError
 
@@ -73,7 +73,7 @@ def nearest(word: str, known: list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def find(kind: Kind, word: str) -> type:
+def find(kind: Kind, word: str) -> Any:
     """Return the class behind a word.
 
     Raises

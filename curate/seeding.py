@@ -1,8 +1,8 @@
 """Named random streams.
 
 Every draw in curate comes from ``rng_for(seed, *names)``.  The names say what the stream is for (a stage, a cluster, an
-epoch), so the number of shards, the number of workers and the order of calls cannot change what is drawn, and two streams
-never collide the way ``seed + i`` and ``seed + 1000 * j`` do.
+epoch), so the number of shards, the number of workers and the order of calls cannot change what is drawn, and two
+streams never collide the way ``seed + i`` and ``seed + 1000 * j`` do.
 """
 
 from __future__ import annotations

@@ -50,7 +50,10 @@ def rows_of(n: int, *, sources: Sequence[str] = ("a", "b", "c")) -> list[dict[st
     """Return ``n`` different rows of unequal length over a few sources and groups."""
     return [
         {
-            "messages": conversation(f"Question {i}: what is {i} times {i % 13}?", "It is " + " and ".join(str(i * j) for j in range(1 + i % 17))),
+            "messages": conversation(
+                f"Question {i}: what is {i} times {i % 13}?",
+                "It is " + " and ".join(str(i * j) for j in range(1 + i % 17)),
+            ),
             "source": sources[i % len(sources)],
             "group": "odd" if i % 2 else "even",
             "rating": (i * 37 % 101) / 10,

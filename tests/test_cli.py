@@ -38,7 +38,12 @@ def fails(code: int, text: str, *args: str, **options: Any) -> None:
 @pytest.fixture
 def recipe_file(tmp_path: Path, pool_of: Callable[..., Path]) -> Recipes:
     def make(n: int = 200, **changes: Any) -> Path:
-        document = {"sources": [{"path": str(pool_of(rows_of(n), 3))}], "scorers": SCORERS, "select": STEPS, "execution": {"shard_rows": 16}}
+        document = {
+            "sources": [{"path": str(pool_of(rows_of(n), 3))}],
+            "scorers": SCORERS,
+            "select": STEPS,
+            "execution": {"shard_rows": 16},
+        }
         path = tmp_path / "recipe.yaml"
         path.write_text(yaml.safe_dump({**document, **changes}, sort_keys=False))
         return path
@@ -56,13 +61,28 @@ def test_run_plan_select_why(recipe_file: Recipes, tmp_path: Path) -> None:
     assert "200 rows in\n   40 kept\n  160 dropped\n" in done.stdout
     assert "heuristics: 200/200 rows" in done.stderr
     after = json.loads(curate("plan", recipe, "--json", cwd=tmp_path).stdout)
-    assert after["exact"] and all(s["rows"] == s["there"] for s in after["stages"]) and sum(s["seconds"] for s in after["stages"]) == 0
-    smaller = curate("select", recipe, "--set", "select.1.budget=7", cwd=tmp_path, )
+    assert (
+        after["exact"]
+        and all(s["rows"] == s["there"] for s in after["stages"])
+        and sum(s["seconds"] for s in after["stages"]) == 0
+    )
+    smaller = curate(
+        "select",
+        recipe,
+        "--set",
+        "select.1.budget=7",
+        cwd=tmp_path,
+    )
     assert "7 kept" in smaller.stdout, smaller.stderr
     ledger = pl.read_parquet(tmp_path / "runs/recipe/decisions/*.parquet")
     dropped = ledger.filter(pl.col("decision") == "dropped").row(0, named=True)
     told = curate("why", "runs/recipe", dropped["id"][:12], cwd=tmp_path).stdout
-    assert told.startswith(f"DROPPED  {dropped['id']}") and "decided   by 2-kmq: " in told and "[user] Question" in told and "rating" in told
+    assert (
+        told.startswith(f"DROPPED  {dropped['id']}")
+        and "decided   by 2-kmq: " in told
+        and "[user] Question" in told
+        and "rating" in told
+    )
     by_row = curate("why", "runs/recipe", f"{Path(dropped['file']).name}:{dropped['row']}", "--json", cwd=tmp_path)
     assert json.loads(by_row.stdout)[0]["decision"]["id"] == dropped["id"]
     fails(2, "no row answers to 'zzzz'", "why", "runs/recipe", "zzzz", cwd=tmp_path)
@@ -71,7 +91,10 @@ def test_run_plan_select_why(recipe_file: Recipes, tmp_path: Path) -> None:
 
 def test_score_then_select(recipe_file: Recipes, tmp_path: Path) -> None:
     recipe = str(recipe_file(60))
-    assert "60 examples scored by heuristics, rating, ngrams" in curate("score", recipe, "--scheduler", "sync", cwd=tmp_path).stdout
+    assert (
+        "60 examples scored by heuristics, rating, ngrams"
+        in curate("score", recipe, "--scheduler", "sync", cwd=tmp_path).stdout
+    )
     assert not (tmp_path / "runs/recipe/dataset").exists()
     assert "12 kept" in curate("select", recipe, "--scheduler", "sync", cwd=tmp_path).stdout
 
@@ -98,7 +121,15 @@ def test_clear_ends_of_places(recipe_file: Recipes, tmp_path: Path) -> None:
     fails(1, "not empty and is no run of curate", "run", recipe, "--run", "thesis", cwd=tmp_path)
     fails(1, "not empty and is no run of curate", "plan", recipe, "--run", "thesis", cwd=tmp_path)
     fails(1, "/proc/nope", "run", recipe, "--run", "/proc/nope", cwd=tmp_path)
-    fails(1, "no Dask scheduler answers at tcp://127.0.0.1:9", "run", recipe, "--scheduler", "tcp://127.0.0.1:9", cwd=tmp_path)
+    fails(
+        1,
+        "no Dask scheduler answers at tcp://127.0.0.1:9",
+        "run",
+        recipe,
+        "--scheduler",
+        "tcp://127.0.0.1:9",
+        cwd=tmp_path,
+    )
     fails(2, "no recipe at nope.yaml", "run", "nope.yaml", cwd=tmp_path)
     fails(2, "KEY=VALUE was asked", "run", recipe, "--set", "select", cwd=tmp_path)
     fails(2, "No such option", "run", recipe, "--sheduler", "sync", cwd=tmp_path)
@@ -125,7 +156,9 @@ def test_a_full_disk_and_then_room(recipe_file: Recipes, tmp_path: Path) -> None
 def start(recipe: str, run: Path, *args: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "curate.cli", "run", recipe, "--run", str(run), *args]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True
+    )
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -148,7 +181,11 @@ def test_ctrl_c_and_the_same_command_again(recipe_file: Recipes, tmp_path: Path)
     wait_for(lambda: shards_done(run) > 20)
     os.kill(job.pid, signal.SIGINT)
     _, told = job.communicate(timeout=60)
-    assert job.returncode == 130 and "stopped. Finished shards are kept; the same command continues." in told and "Traceback" not in told
+    assert (
+        job.returncode == 130
+        and "stopped. Finished shards are kept; the same command continues." in told
+        and "Traceback" not in told
+    )
     assert not (run / "dataset").exists()
     again = start(recipe, run)
     _, told = again.communicate(timeout=120)
@@ -201,7 +238,13 @@ try:
 finally:
     print([m for m in ("torch", "distributed", "datasets", "sklearn", "faiss") if m in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("[]\n") and "likelihood" in done.stdout
 

@@ -137,7 +137,10 @@ def test_lower_is_better_turns_top_k_round(tmp_path: Path) -> None:
 
 
 def test_models_beside_the_recipe(tmp_path: Path) -> None:
-    text = GOOD.replace("  ngrams:", "  likelihood: {use: likelihood, model: ./model}\n  hub: {use: likelihood, model: org/name}\n  ngrams:")
+    text = GOOD.replace(
+        "  ngrams:",
+        "  likelihood: {use: likelihood, model: ./model}\n  hub: {use: likelihood, model: org/name}\n  ngrams:",
+    )
     recipe = load(tmp_path, text)
     assert recipe.scorers["likelihood"].params()["model"] == str(tmp_path / "model")
     assert recipe.scorers["hub"].params()["model"] == "org/name"

@@ -107,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / "examples" / "model"))
     parser.add_argument("--pool", type=Path, default=ROOT / "examples" / "pool")
-    parser.add_argument("--rows", type=int, default=300, help="a seeded draw of the pool; 0 for all of it")
+    parser.add_argument("--rows", type=int, default=200, help="a seeded draw of the pool; 0 for all of it")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch", type=int, default=16, help="rows of a padded batch")
     parser.add_argument("--threads", type=int, default=2)

@@ -63,7 +63,8 @@ class CSV(FileFormat):
                     if lines.over or "unexpected end" in str(error):
                         if batch:
                             yield batch
-                        detail = f"line {lines.first}: a quote is opened and not closed {lines.over or 'before the file ends'}"
+                        until = lines.over or "before the file ends"
+                        detail = f"line {lines.first}: a quote is opened and not closed {until}"
                         raise UnreadableError(row, detail, lines.raw()) from None
                     value: Any = Broken("invalid-csv", f"line {lines.first}: {error}", lines.raw())
                 else:

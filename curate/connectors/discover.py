@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any
 
 from curate import registry
+from curate.base import Connector
 from curate.connectors.formats import (
     COMPRESSIONS,
     Broken,
@@ -46,11 +47,11 @@ ESTIMATE_ROWS = 64
 def discover(sources: list[Source]) -> list[Slice]:
     """Return the slices of every source, in reading order: as the recipe lists them, then by path.
 
-    A directory and a glob give the files whose names end as a known format does (``.parquet``, ``.jsonl``, ``.json.gz``),
-    without hidden ones (a name or folder that starts with "." or "_") and ``NOT_DATA``.  A file that two paths of one
-    source name is read once.
+    A directory and a glob give the files whose names end as a known format does (``.parquet``, ``.json.gz``), without
+    hidden ones (a name or folder that starts with "." or "_") and ``NOT_DATA``.  A file that two paths of one source
+    name is read once.
 
-    Of Parquet only the metadata are read, of local uncompressed JSON lines the line ends, of other files the first rows.
+    Of Parquet only the metadata are read, of local uncompressed JSON lines the line ends, of others the first rows.
 
     Raises
     ------
@@ -87,11 +88,10 @@ def _suffixes() -> dict[str, str]:
     """Return suffix → format, of the built-in formats and of third parties'."""
     found: dict[str, str] = {}
     for word in registry.names("connectors"):
-        for suffix in registry.find("connectors", word).suffixes:
-            if word in registry.BUILT_IN["connectors"]:
+        cls: type[Connector] = registry.find("connectors", word)
+        for suffix in cls.suffixes:
+            if word in registry.BUILT_IN["connectors"] or suffix not in found:  # a built-in suffix cannot be taken over
                 found[suffix] = word
-            else:
-                found.setdefault(suffix, word)
     return found
 
 
@@ -102,11 +102,15 @@ def _format_of(url: str, suffixes: dict[str, str]) -> str | None:
     return suffixes.get(end)
 
 
-# -- files ---------------------------------------------------------------------------------------------------------------
+# -- files -------------------------------------------------------------------------------------------------------------
 
 
-def _files(source: Source, suffixes: dict[str, str]) -> Iterator[tuple[str, int | None, str]]:
-    """Yield (url, size in bytes, stamp) of every file of a source, each once."""
+File = tuple[str, int | None, str]
+"""(url, size in bytes, stamp)."""
+
+
+def _files(source: Source, suffixes: dict[str, str]) -> Iterator[File]:
+    """Yield every file of a source, each once."""
     seen: set[str] = set()
     for path in source.paths:
         with cannot_read(path):
@@ -117,7 +121,7 @@ def _files(source: Source, suffixes: dict[str, str]) -> Iterator[tuple[str, int 
                 yield url, size, stamp
 
 
-def _local(path: str, source: Source, suffixes: dict[str, str]) -> list[tuple[str, int | None, str]]:
+def _local(path: str, source: Source, suffixes: dict[str, str]) -> list[File]:
     path = os.path.abspath(os.path.expanduser(path))
     if os.path.isfile(path):
         found = [path]
@@ -129,7 +133,7 @@ def _local(path: str, source: Source, suffixes: dict[str, str]) -> list[tuple[st
         found = _data(sorted(files), _above(path), source, suffixes)
     if not found:
         raise _nothing(path, source, suffixes, _listing(path))
-    out = []
+    out: list[File] = []
     for url in found:
         stat = os.stat(url)
         out.append((url, stat.st_size, f"{stat.st_size}-{stat.st_mtime_ns}"))
@@ -146,7 +150,7 @@ def _walk(folder: str) -> list[str]:
     return sorted(os.path.join(where, name) for where, _, names in os.walk(folder, followlinks=True) for name in names)
 
 
-def _remote(path: str, source: Source, suffixes: dict[str, str]) -> list[tuple[str, int | None, str]]:
+def _remote(path: str, source: Source, suffixes: dict[str, str]) -> list[File]:
     fs, inner = file_system(path)
     if glob.has_magic(inner):
         infos = fs.glob(inner, detail=True)
@@ -176,7 +180,7 @@ def _remote(path: str, source: Source, suffixes: dict[str, str]) -> list[tuple[s
 
 
 def _data(names: Iterable[str], folder: str, source: Source, suffixes: dict[str, str]) -> list[str]:
-    """Keep the names that hold data: not hidden below ``folder``, and of a known suffix (of the format, if one is said)."""
+    """Keep the names that hold data: not hidden below ``folder``, and of a known suffix (the said format's)."""
     out = []
     for name in names:
         below = name[len(folder) :].strip("/").split("/")
@@ -210,7 +214,7 @@ def _nothing(path: str, source: Source, suffixes: dict[str, str], held: tuple[st
     )
 
 
-# -- slices --------------------------------------------------------------------------------------------------------------
+# -- slices ------------------------------------------------------------------------------------------------------------
 
 
 def _slices(
@@ -222,12 +226,13 @@ def _slices(
         word = source.format
     if word is None:
         raise SourceError(
-            f"{url}: no format has this suffix; known: {', '.join(sorted(suffixes))}. Convert the file (a spreadsheet can be "
-            f"saved as CSV); if it is of a known format under another name, say which, for example: format: jsonl"
+            f"{url}: no format has this suffix; known: {', '.join(sorted(suffixes))}. Convert the file (a spreadsheet "
+            "can be saved as CSV); if it is of a known format under another name, say which, for example: format: "
+            "jsonl"
         )
     if word == "parquet" and compression:
         raise SourceError(
-            f"{url}: Parquet inside {compression} cannot be read in parts; decompress the file (Parquet is compressed inside)."
+            f"{url}: Parquet inside {compression} cannot be read in parts; decompress it (Parquet compresses inside)."
         )
     whole = Slice(source=number, url=url, format=word, compression=compression, bytes=size, stamp=stamp)
     with cannot_read(url):

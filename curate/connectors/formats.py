@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SLICE_BYTES = 64 * 2**20
 """Aim for one slice: the unit that one task reads."""
 MAX_RECORD = 64 * 2**20
-"""Longest record, in bytes of a line or characters of a JSON value; it bounds memory when a file's structure is damaged."""
+"""Longest record, in bytes of a line or characters of a JSON value: bounds memory when a file is damaged."""
 BATCH_ROWS = 1024
 BATCH_BYTES = 16 * 2**20
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2"}
@@ -96,8 +96,8 @@ class UnreadableError(Exception):
 class FileFormat(Connector):
     """A connector whose files can be cut into slices.
 
-    A third party's format needs no more than ``Connector``: a word, ``suffixes`` and ``read(path)``; each of its files is
-    one slice.
+    A third party's format needs no more than ``Connector``: a word, ``suffixes`` and ``read(path)``; each of its files
+    is one slice.
     """
 
     @abstractmethod

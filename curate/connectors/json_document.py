@@ -1,4 +1,4 @@
-"""A JSON document read as a stream: an array of rows, an object that holds such an array, or objects one after another."""
+"""JSON documents, read as a stream: an array of rows, an object that holds one, or one object after another."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ _SCALAR = re.compile(r"[^\s,\[\]{}\":]++")
 class JSONDocument(FileFormat):
     """An array of rows; ``{"data": [...], ...}``; one object, which is one row; or several objects one after another.
 
-    The file is decoded in chunks, so memory holds one record, not the file.  Row numbers count the elements, from 0.  An
-    element that is no valid JSON but ends where its brackets and quotes say (a bad escape, a bare word, nothing between
-    two commas) is a broken record, and the next element is read.  Where brackets or quotes do not match, the rest of the
-    file cannot be told apart: ``UnreadableError`` with line and column.  What follows the array in an object is not read.
+    The file is decoded in chunks, so memory holds one record, not the file.  Row numbers count the elements, from 0.
+    An element that is no valid JSON but ends where its brackets and quotes say (a bad escape, a bare word, nothing
+    between two commas) is a broken record, and the next element is read.  Where brackets or quotes do not match, the
+    rest of the file cannot be told apart: ``UnreadableError`` with line and column.  What follows the array in an
+    object is not read.
     """
 
     name = "json"
@@ -203,9 +204,8 @@ def _layout(cursor: _Cursor, wanted: str | None) -> str:
         if cursor.peek() != ":":
             return "objects"
         cursor.at += 1
-        if cursor.peek() == "[" and key in keys:
-            if wanted or cursor.after() == "{":
-                return f"key:{key}"
+        if cursor.peek() == "[" and key in keys and (wanted or cursor.after() == "{"):
+            return f"key:{key}"
         found.append(str(key))
         cursor.value()
         if cursor.peek() != ",":

@@ -118,7 +118,7 @@ def _cut(line: bytes) -> str:
 
 
 def _end_of_lines(stream: Any, start: int, wanted: int, size: int) -> tuple[int, int]:
-    """Return (the first line start at or after ``wanted``, lines between it and ``start``); ``size`` ends the last line."""
+    """Return (the first start of a line at or after ``wanted``, lines from ``start`` to there)."""
     stream.seek(start)
     at, lines, last = start, 0, b"\n"
     while at < size:

@@ -2,15 +2,15 @@
 
 Content is never changed: white space stays, and emptiness is judged without it.  What is accepted is what every common
 trainer and chat template takes: an optional system turn; then user and assistant turns in alternation, where tool turns
-may follow an assistant turn and lead to the next one; an assistant turn at the end.  A row that differs is rejected with
-a word of ``REASONS`` and with what was found, never repaired by leaving something out.
+may follow an assistant turn and lead to the next one; an assistant turn at the end.  A row that differs is rejected
+with a word of ``REASONS`` and with what was found, never repaired by leaving something out.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from curate.connectors.formats import printable
@@ -98,18 +98,31 @@ class Normaliser:
         self.many = "responses" in columns
         self.answered = "response" in columns or "chosen" in columns
 
-    def conversations(self, row: Mapping[str, Any]) -> Iterator[tuple[int, Callable[[], tuple[Messages, str | None]]]]:
-        """Yield (part, a call that gives messages and tools, or raises ``RejectedError``)."""
+    def parts(self, row: Mapping[str, Any]) -> list[tuple[int, Any]]:
+        """Return (part, response) for each response of a row; (-1, None) for a row that holds one.
+
+        Raises
+        ------
+        RejectedError
+            If the row as a whole is no example.
+        """
         if not _MEDIA.isdisjoint(row):
             for column in MEDIA_COLUMNS:
                 if row.get(column):
                     raise RejectedError("not-text-part", f"column {column!r} is not empty")
         if not self.many:
-            yield -1, lambda: self._one(row)
-            return
+            return [(-1, None)]
         responses = self._responses(row)
-        for part, response in enumerate(responses):
-            yield part if len(responses) > 1 else -1, lambda response=response: self._with(row, response)  # type: ignore[misc]
+        return list(enumerate(responses)) if len(responses) > 1 else [(-1, responses[0])]
+
+    def conversation(self, row: Mapping[str, Any], response: Any = None) -> tuple[Messages, str | None]:
+        """Return (messages, tools) of a row, with one of the responses that ``parts`` gave.
+
+        Raises
+        ------
+        RejectedError
+        """
+        return self._with(row, response) if self.many else self._one(row)
 
     def _one(self, row: Mapping[str, Any]) -> tuple[Messages, str | None]:
         if "chosen" in self.columns:
@@ -134,8 +147,7 @@ class Normaliser:
         if isinstance(response, str):
             turns.append({"role": "assistant", "content": response})
         elif isinstance(response, list | Mapping):
-            answer = self.turns(response if isinstance(response, list) else [response], "response")
-            turns += answer
+            turns += self.turns(response if isinstance(response, list) else [response], "response")
         else:
             raise RejectedError("wrong-type", f"response: text or turns were asked, {kind(response)} was found")
         return self._finish(turns, row)
@@ -144,7 +156,7 @@ class Normaliser:
         column = self.columns["responses"]
         if isinstance(column, list):
             return [row.get(c) for c in column]
-        value = _parsed(row.get(column), column)
+        value = parsed(row.get(column), column)
         if value is None or value == []:
             raise RejectedError("no-response", f"{column}: no response")
         if not isinstance(value, list):
@@ -176,7 +188,9 @@ class Normaliser:
         turns: Messages = []
         if "history" in self.columns:
             column = self._column("history")
-            pairs = _parsed(row.get(column), column)
+            pairs = parsed(row.get(column), column)
+            if not isinstance(pairs, list | None):
+                raise RejectedError("wrong-type", f"{column}: a list of pairs was asked, {kind(pairs)} was found")
             for pair in pairs or []:
                 if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(p, str) for p in pair)):
                     raise RejectedError("wrong-type", f"{column}: pairs of texts were asked, {kind(pair)} was found")
@@ -201,11 +215,11 @@ class Normaliser:
                 raise RejectedError("wrong-type", f"{column}: text was asked, {kind(prompt)} was found")
         return self._system(row, turns) + turns
 
-    # -- turns -----------------------------------------------------------------------------------------------------------
+    # -- turns ---------------------------------------------------------------------------------------------------------
 
     def turns(self, value: Any, column: str) -> Messages:
         """Return a list of turns of any known spelling as messages."""
-        value = _parsed(value, column)
+        value = parsed(value, column)
         if not isinstance(value, list):
             raise RejectedError("no-messages", f"{column}: a list of turns was asked, {kind(value)} was found")
         turns: Messages = []
@@ -295,19 +309,19 @@ class Normaliser:
             value = [value]
         if isinstance(value, str):
             try:
-                parsed = json.loads(value)
+                calls = json.loads(value)
             except (ValueError, RecursionError) as error:
                 raise RejectedError("bad-tool-call", f"turn {i}: tool_calls: {error}") from None
-            if isinstance(parsed, list):
-                if parsed:
-                    _check_calls(parsed, i)
-                return value if parsed else None
-            value = parsed
+            if isinstance(calls, list):
+                if calls:
+                    _check_calls(calls, i)
+                return value if calls else None
+            value = calls
         if self.drop_nulls:
             value = _without_nulls(value)
         return _dump(_check_calls(value if isinstance(value, list) else [value], i))
 
-    # -- the whole conversation ------------------------------------------------------------------------------------------
+    # -- the whole conversation ----------------------------------------------------------------------------------------
 
     def _finish(self, turns: Messages, row: Mapping[str, Any]) -> tuple[Messages, str | None]:
         check(turns, self.max_chars)
@@ -419,7 +433,7 @@ def _valid(text: str, column: str) -> str:
     return text
 
 
-def _parsed(value: Any, column: str) -> Any:
+def parsed(value: Any, column: str) -> Any:
     """Return a list that a text column (of CSV, say) spells as JSON; anything else as it is."""
     if isinstance(value, str):
         if not value.strip():
@@ -463,7 +477,7 @@ def _train_of(item: Mapping[str, Any], i: int) -> bool | None:
 
 
 def _parts(parts: list[Any], i: int) -> tuple[str, str | None, list[Any], set[bool]]:
-    """Return (text, thinking, tool calls, training marks) of typed content parts; texts are joined without a separator."""
+    """Return (text, thinking, tool calls, training marks) of typed parts; texts are joined with nothing between."""
     texts: list[str] = []
     thoughts: list[str] = []
     calls: list[Any] = []

@@ -68,7 +68,8 @@ class Parquet(FileFormat):
                             row += batch.num_rows
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise SourceError(
-                    f"{piece.url}: this Parquet file is damaged after row {row}: {error}. Write or download it again, or leave it out."
+                    f"{piece.url}: this Parquet file is damaged after row {row}: {error}. "
+                    f"Write or download it again, or leave it out."
                 ) from error
 
 
@@ -111,8 +112,8 @@ def _open(url: str) -> Iterator[pq.ParquetFile]:
             if isinstance(error, FileNotFoundError | PermissionError):
                 raise
             raise SourceError(
-                f"{url}: this is no whole Parquet file ({str(error).rstrip('.')}); it was cut short or is something else. "
-                f"Write or download it again, or leave it out."
+                f"{url}: this is no whole Parquet file ({str(error).rstrip('.')}); it was cut short, or is something "
+                f"else. Write or download it again, or leave it out."
             ) from error
         with file:
             yield file

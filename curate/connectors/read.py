@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curate.connectors.discover import label
-from curate.connectors.formats import Broken, Slice, UnreadableError, connector, printable, records_of, cannot_read
+from curate.connectors.formats import Broken, Slice, UnreadableError, cannot_read, connector, printable, records_of
 from curate.connectors.normalise import MEDIA_COLUMNS, Normaliser, RejectedError, extra_of, kind, plain
 from curate.connectors.parquet import Parquet, as_rows
 from curate.connectors.recognise import Recognised, damaged
@@ -50,8 +50,8 @@ def read(piece: Slice, source: Source, recognised: Recognised, *, batch_rows: in
     Raises
     ------
     SourceError
-        If the file is gone, cannot be read, or is damaged such that the rest cannot be told apart (unless the source says
-        ``broken: keep``).
+        If the file is gone, cannot be read, or is damaged such that the rest cannot be told apart (unless the source
+        says ``broken: keep``).
     """
     rows = _Rows(piece, source, recognised)
     reader = connector(piece, source)
@@ -131,13 +131,13 @@ class _Rows:
         try:
             name = self._id(value)
             source, group = self._labels(value)
-            conversations = list(self.normaliser.conversations(value))
+            parts = self.normaliser.parts(value)
         except RejectedError as error:
             self.reject(row, -1, error.reason, error.detail, _raw(value))
             return
-        for part, make in conversations:
+        for part, response in parts:
             try:
-                messages, tools = make()
+                messages, tools = self.normaliser.conversation(value, response)
             except RejectedError as error:
                 self.reject(row, part, error.reason, error.detail, _raw(value))
                 continue
@@ -174,7 +174,7 @@ class _Rows:
         source = _word(row, self.recognised.source)
         return self.label if source is None else source, _word(row, self.recognised.group)
 
-    # -- a batch at once -------------------------------------------------------------------------------------------------
+    # -- a batch at once -----------------------------------------------------------------------------------------------
 
     def of_arrow(self, first: int, batch: pa.RecordBatch) -> ReadBatch:
         """Return what becomes of a batch of Arrow rows."""
@@ -194,7 +194,7 @@ class _Rows:
         return ReadBatch(both.take(pa.array(order)), slow.rejected, batch.num_rows)
 
     def _certain(self, first: int, batch: pa.RecordBatch) -> tuple[np.ndarray | None, Any]:
-        """Return (mask of the rows that are plain conversations for certain, their examples); (None, None) if there is no telling.
+        """Return (mask of the rows that are plain for certain, their examples); (None, None) if this path cannot tell.
 
         Plain: [system,] user, assistant, user, assistant, …, each with visible text, no other field, no tools.
         """

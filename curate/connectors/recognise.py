@@ -1,8 +1,8 @@
 """What the columns of a source mean: recognised from many rows of every file, or declared in the recipe.
 
-A reading is a schema and the columns that play its roles.  A file whose columns allow exactly one reading is clear; none
-or several stop the run at once, with the columns found and the line to add to the recipe.  All files of a source must
-have the same reading: files of two schemas belong in two entries of ``sources``.
+A reading is a schema and the columns that play its roles.  A file whose columns allow exactly one reading is clear;
+none or several stop the run at once, with the columns found and the line to add to the recipe.  All files of a source
+must have the same reading: files of two schemas belong in two entries of ``sources``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from curate import registry
 from curate.connectors.formats import Broken, Slice, UnreadableError, records_of
-from curate.connectors.normalise import ROLE_WORDS, RejectedError, _parsed, kind
+from curate.connectors.normalise import ROLE_WORDS, RejectedError, kind, parsed
 from curate.connectors.source import Source
 from curate.exceptions import SchemaError, SourceError
 
@@ -61,6 +61,8 @@ _LIKE_RESPONSE = (
 )
 
 Mapping_ = dict[str, str | list[str]]
+Reading = tuple[str, Mapping_]
+"""(schema, role → column)."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Recognised:
     """How the rows of one source are read."""
 
     schema: str
-    """"messages", "prompt-completion", "alpaca", "sharegpt", "candidates", "preference"; "nothing" if all files are empty."""
+    """As ``Source.schema``, but never "auto"; "nothing" if all files are empty."""
     columns: Mapping_
     """Role → column (columns, for responses)."""
     id: str | None = None
@@ -154,6 +156,13 @@ class _File:
         """Usual columns of one of these names, in any case."""
         return [c for c in self.usual() if str(c).strip().lower() in names]
 
+    def any_of(self, names: tuple[str, ...]) -> list[str]:
+        """Columns of one of these names, however rare, in the order of the names."""
+        return [c for n in names for c in self.columns if str(c).strip().lower() == n]
+
+    def filled(self, column: Any, *kinds: type) -> bool:
+        return bool(self.values.get(column)) and self.mostly(column, *kinds)
+
     def mostly(self, column: str, *kinds: type) -> bool:
         values = self.values.get(column, [])
         return not values or 2 * sum(isinstance(v, kinds) for v in values) >= len(values)
@@ -185,8 +194,9 @@ def recognise(slices: list[Slice], source: Source, *, sample: int = SAMPLE_ROWS)
         dead = next((f for f in files if f.records), None)
         if dead is not None:
             raise SourceError(
-                f"{dead.url}: none of the first {dead.records} records is a row with named fields; the first: {dead.first_error}. "
-                f"Check that the file is what its name says, or say what it is, for example: format: csv"
+                f"{dead.url}: none of the first {dead.records} records is a row with named fields; the first: "
+                f"{dead.first_error}. Check that the file is what its name says, or say what it is, for example: "
+                f"format: csv"
             )
         return Recognised("nothing", {}, name=source.name, files={f.url: 0 for f in files})
     _check_declared(full, source)
@@ -244,15 +254,16 @@ def _samples(slices: list[Slice], source: Source, sample: int) -> Iterator[_File
 def damaged(piece: Slice, error: UnreadableError) -> SourceError:
     """Return the stop for a file whose rest cannot be read."""
     return SourceError(
-        f"{piece.url}: row {error.row}: {error.detail}. What follows cannot be told apart into rows. Repair the file there, or "
-        f"add `broken: keep` to this source, to keep the rows before it and list the rest as one rejected row."
+        f"{piece.url}: row {error.row}: {error.detail}. What follows cannot be told apart into rows. Repair the file "
+        "there, or add `broken: keep` to this source, to keep the rows before it and list the rest as one rejected "
+        "row."
     )
 
 
-# -- one file ------------------------------------------------------------------------------------------------------------
+# -- one file ----------------------------------------------------------------------------------------------------------
 
 
-def _reading(file: _File, source: Source) -> tuple[str, Mapping_]:
+def _reading(file: _File, source: Source) -> Reading:
     """Return the schema and the columns of one file."""
     declared = source.mapping
     found = _readings(file, declared)
@@ -282,84 +293,84 @@ def _reading(file: _File, source: Source) -> tuple[str, Mapping_]:
 _ALIKE = ({"messages", "sharegpt"}, {"alpaca", "prompt-completion"})
 
 
-def _readings(file: _File, declared: Mapping_) -> list[tuple[str, Mapping_]]:
+def _readings(file: _File, declared: Mapping_) -> list[Reading]:
     """Return every way in which the columns can be read."""
-    prompts = _picked(declared, "prompt", file.named(PROMPTS))
-    prompts = [c for c in prompts if file.mostly(c, str, list)]
-    inputs = _picked(declared, "input", file.named(INPUTS))
-    responses = [
-        c
-        for c in _picked(declared, "response", file.named(RESPONSES))
-        if "response" in declared or _is_response(file, c)
-    ]
-    turns = [
-        c for c in _picked(declared, "messages", file.named(TURNS)) if "messages" in declared or _is_turns(file, c)
-    ]
-    if "messages" not in declared and "prompt" in declared:
-        turns = []
-    if "messages" in declared and "prompt" not in declared:
-        prompts = []
-    chosen = _picked(declared, "chosen", file.named(("chosen",)) if file.named(("rejected",)) else [])
-    many = _picked(declared, "responses", [c for c in file.named(MANY) if file.mostly(c, list)] or _numbered(file))
-    if declared.keys() & {"response", "responses", "chosen"}:  # what is declared to be the answer, is
-        responses, many, chosen = (
-            v if r in declared else [] for r, v in (("response", responses), ("responses", many), ("chosen", chosen))
-        )
+    contexts = _contexts(file, declared)
+    answers = _answers(file, declared)
     optional: Mapping_ = {}
-    for role, names in (("system", SYSTEMS), ("history", ("history",)), ("tools", ("tools",))):
-        optional |= {role: c for c in _picked(declared, role, _optional(file, names))[:1]}
+    for role, names in (("system", SYSTEMS), ("tools", ("tools",)), ("history", ("history",))):
+        found = _picked(declared, role, file.any_of(names))
+        if found:
+            optional[role] = found[0]
+    scores = [c for c in _picked(declared, "scores", file.any_of(SCORES)) if file.mostly(c, list)]
 
-    contexts: list[Mapping_] = []
-    for prompt in prompts:
-        context: Mapping_ = {"prompt": prompt}
-        with_input = [c for c in inputs if c != prompt]
-        if with_input and ("input" in declared or prompt.strip().lower() == "instruction"):
-            context["input"] = with_input[0]
-        contexts.append(context)
-    out: list[tuple[str, Mapping_]] = []
-    for column in turns:
-        whole = _ends_with_answer(file, column)
-        context = {"messages": column}
-        answered = [
-            *(("response", c) for c in responses),
-            *(("chosen", c) for c in chosen),
-            *(("responses", c) for c in many),
-        ]
-        if whole or not answered:
-            out.append(("sharegpt" if _is_sharegpt(file, column) else "messages", context))
-        if not whole or chosen:
-            contexts = [context] if not whole else contexts
+    out: list[Reading] = []
+    for column in _turn_columns(file, declared):
+        if _ends_with_answer(file, column) or not answers:
+            out.append(("sharegpt" if _is_sharegpt(file, column) else "messages", {"messages": column}))
+        else:
+            contexts = [{"messages": column}]  # turns that lack an answer are what the answer belongs to
     for context in contexts:
-        for column in chosen:
-            out.append(("preference", context | {"chosen": column}))
-        for column in many:
-            out.append(("candidates", context | {"responses": column} | {"scores": c for c in _scores(file, declared)}))
-        for column in responses:
-            if not chosen or "response" in declared:
-                alpaca = (
-                    str(context.get("prompt", "")).strip().lower() == "instruction"
-                    or "input" in context
-                    or "history" in optional
-                )
-                out.append(("alpaca" if alpaca else "prompt-completion", context | {"response": column}))
-    if chosen and not contexts:  # conversations that hold their own prompt
-        out += [("preference", {"chosen": c}) for c in chosen if file.mostly(c, list) and file.values.get(c)]
-    out = [(schema, columns | optional) for schema, columns in out]
-    if "history" in optional:  # it is part of a prompt only
-        out = [(s, c if "prompt" in c else {r: v for r, v in c.items() if r != "history"}) for s, c in out]
-    return [r for i, r in enumerate(out) if r not in out[:i]]
+        for role, column in answers:
+            reading = context | {role: column}
+            if role == "responses" and scores:
+                reading["scores"] = scores[0]
+            out.append((_schema_of(reading, optional), reading))
+    if not contexts:  # pairs that hold their own prompt
+        out += [("preference", {role: c}) for role, c in answers if role == "chosen" and file.filled(c, list)]
+    history = optional.pop("history", None)
+    for _, columns in out:
+        columns |= optional
+        if history is not None and "prompt" in columns:
+            columns["history"] = history
+    return out
+
+
+def _contexts(file: _File, declared: Mapping_) -> list[Mapping_]:
+    """Return the columns that can be what a response answers: a prompt, with or without an input."""
+    if "messages" in declared and "prompt" not in declared:
+        return []
+    out: list[Mapping_] = []
+    for prompt in _picked(declared, "prompt", file.named(PROMPTS)):
+        if not file.mostly(prompt, str, list):
+            continue
+        takes_input = "input" in declared or prompt.strip().lower() == "instruction"
+        inputs = [c for c in _picked(declared, "input", file.any_of(INPUTS)) if c != prompt] if takes_input else []
+        out += [{"prompt": prompt, "input": c} for c in inputs] or [{"prompt": prompt}]
+    return out
+
+
+def _answers(file: _File, declared: Mapping_) -> list[tuple[str, str | list[str]]]:
+    """Return (role, column) of all that can be an answer; only what the recipe declares to be one, if it does."""
+    found: list[tuple[str, str | list[str]]] = []
+    found += [(role, declared[role]) for role in ("response", "responses", "chosen") if role in declared]
+    if found:
+        return found
+    found += [("response", c) for c in file.named(RESPONSES) if _is_response(file, c)]
+    lists = [c for c in file.named(MANY) if file.mostly(c, list)]
+    found += [("responses", c) for c in lists or _numbered(file)]
+    if file.named(("rejected",)):
+        found += [("chosen", c) for c in file.named(("chosen",))]
+    return found
+
+
+def _turn_columns(file: _File, declared: Mapping_) -> list[str]:
+    if "messages" in declared:
+        return [str(declared["messages"])]
+    return [] if "prompt" in declared else [c for c in file.named(TURNS) if _is_turns(file, c)]
+
+
+def _schema_of(reading: Mapping_, optional: Mapping_) -> str:
+    if "chosen" in reading:
+        return "preference"
+    if "responses" in reading:
+        return "candidates"
+    like_alpaca = str(reading.get("prompt", "")).strip().lower() == "instruction"
+    return "alpaca" if like_alpaca or "input" in reading or "history" in optional else "prompt-completion"
 
 
 def _picked(declared: Mapping_, role: str, found: list[Any]) -> list[Any]:
     return [declared[role]] if role in declared else found
-
-
-def _optional(file: _File, names: tuple[str, ...]) -> list[str]:
-    return [c for n in names for c in file.columns if str(c).strip().lower() == n]
-
-
-def _scores(file: _File, declared: Mapping_) -> list[str]:
-    return [c for c in _picked(declared, "scores", _optional(file, SCORES)) if file.mostly(c, list)][:1]
 
 
 def _numbered(file: _File) -> list[list[str]]:
@@ -382,7 +393,7 @@ def _lists(file: _File, column: str) -> list[list[Any]]:
     out = []
     for value in file.values.get(column, []):
         try:
-            value = _parsed(value, column)
+            value = parsed(value, column)
         except RejectedError:
             continue
         if isinstance(value, list) and value:
@@ -433,7 +444,7 @@ def _label_column(files: list[_File], names: tuple[str, ...], taken: set[str]) -
     return None
 
 
-# -- several files, declared columns, errors -----------------------------------------------------------------------------
+# -- several files, declared columns, errors ---------------------------------------------------------------------------
 
 
 def _check_declared(files: list[_File], source: Source) -> None:
@@ -461,8 +472,8 @@ def _check_declared(files: list[_File], source: Source) -> None:
             )
 
 
-def _check_same(files: list[_File], readings: list[tuple[str, Mapping_]]) -> None:
-    def required(reading: tuple[str, Mapping_]) -> tuple[Any, ...]:
+def _check_same(files: list[_File], readings: list[Reading]) -> None:
+    def required(reading: Reading) -> tuple[Any, ...]:
         schema, columns = reading
         main = ("messages", "prompt", "response", "responses", "chosen")
         return schema, *(str(columns.get(role)) for role in main)
@@ -548,11 +559,14 @@ def _advice(file: _File, declared: Mapping_) -> str:
     """Return what to add to the recipe."""
     if _is_headless(file):
         names = ["prompt", "response", *(f"column_{i}" for i in range(2, len(file.columns)))][: len(file.columns)]
-        return f"The first line looks like a row. If the file has no header line, name its columns:\n    header: [{', '.join(names)}]"
+        said = "The first line looks like a row. If the file has no header line, name its columns:"
+        return f"{said}\n    header: [{', '.join(names)}]"
     if len(file.columns) == 1 and (mark := re.search(r"[;|\t]", str(file.columns[0]))):
-        return f"The header is one cell. If another character stands between the cells, say it:\n    delimiter: {json.dumps(mark[0])}"
+        said = "The header is one cell. If another character stands between the cells, say it:"
+        return f"{said}\n    delimiter: {json.dumps(mark[0])}"
     lists = [c for c, values in file.values.items() if all(isinstance(v, list) for v in values)]
     if file.rows == 1 and lists and len(lists) == len(file.columns):
-        return f"The file is one JSON object. If its rows are the elements of one of these lists, say which:\n    records: {lists[0]}"
+        said = "The file is one JSON object. If its rows are the elements of one of these lists, say which:"
+        return f"{said}\n    records: {lists[0]}"
     line = f"    columns: {_guess(file, declared)}"
     return f"Say in the recipe which column is which; for example, add this line to the source:\n{line}"

@@ -53,8 +53,8 @@ class Source:
     path: str | list[str]
     """A file, a glob, a directory (with all that is nested in it) or an fsspec URL; or several of them."""
     format: str = "auto"
-    """"parquet", "jsonl", "json", "csv", "tsv" or the word of a third party's connector; "auto" goes by the name of each
-    file, and tells JSON from JSON lines by content."""
+    """"parquet", "jsonl", "json", "csv", "tsv" or the word of a third party's connector; "auto" goes by the name of
+    each file, and tells JSON from JSON lines by content."""
     schema: SchemaName = "auto"
     """What the rows are; "auto" recognises it from the first rows of every file."""
     columns: dict[str, str | list[str]] = field(default_factory=dict)
@@ -81,9 +81,9 @@ class Source:
     header: list[str] | None = None
     """For CSV and TSV without a header line: the names of the columns."""
     broken: Literal["stop", "keep"] = "stop"
-    """When the middle of a file is damaged such that what follows cannot be told apart (a JSON array cut short, a
-    compressed file that ends early): stop with file and line, or keep the rows before the damage and list the rest as one
-    rejected row ("unreadable-rest")."""
+    """When a file is damaged such that what follows cannot be told apart (a JSON array cut short, a compressed file
+    that ends early): stop with file and line, or keep the rows before the damage and list the rest as one rejected row
+    ("unreadable-rest")."""
 
     def __post_init__(self) -> None:
         if not self.path or not all(isinstance(p, str) and p for p in self.paths):

@@ -49,7 +49,7 @@ class Pool:
 def read(path: str | list[str], **options: Any) -> Pool:
     """Find and recognise a pool; nothing but a sample of rows is read yet.
 
-    ``options`` are those of ``curate.connectors.source.Source``: ``schema``, ``columns``, ``id``, ``source``, ``group`` …
+    ``options`` are those of ``curate.connectors.source.Source``: ``schema``, ``columns``, ``id``, ``source`` …
 
     Raises
     ------
@@ -65,7 +65,9 @@ def read(path: str | list[str], **options: Any) -> Pool:
     return Pool(sources, [recognise(slices, sources[0])], slices)
 
 
-def score(pool: Pool | pa.Table, scorers: Iterable[Scorer] | Mapping[str, Scorer], *, batch_rows: int = 2048) -> pa.Table:
+def score(
+    pool: Pool | pa.Table, scorers: Iterable[Scorer] | Mapping[str, Scorer], *, batch_rows: int = 2048
+) -> pa.Table:
     """Score a pool (or a table of examples) with one or more scorers, in this process.
 
     Returns

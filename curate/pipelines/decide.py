@@ -53,7 +53,13 @@ def slices(index: Index, verdicts: Verdicts, part: Part) -> dict[str, NDArray[An
 
 
 def write_part(
-    store: Store, directory: str, name: str, rows: dict[str, NDArray[Any]], of_ids: list[str], reasons: list[str], steps: list[dict[str, Any]]
+    store: Store,
+    directory: str,
+    name: str,
+    rows: dict[str, NDArray[Any]],
+    of_ids: list[str],
+    reasons: list[str],
+    steps: list[dict[str, Any]],
 ) -> dict[str, int]:
     """Write the ledger of one part of examples; return the count of each decision."""
     examples = store.read_table("examples", name, columns=["id", "source", "group", "file", "row", "part"])
@@ -75,7 +81,9 @@ def write_part(
             "id": examples.column("id"),
             "decision": pa.array(decision, pa.string()),
             "stage": pa.array(np.where(copy, "dedup", step_names[rows["step"]]), pa.string()),
-            "reason": pa.array(np.where(copy, "the same conversation as an earlier row", reason_words[rows["reason"]]), pa.string()),
+            "reason": pa.array(
+                np.where(copy, "the same conversation as an earlier row", reason_words[rows["reason"]]), pa.string()
+            ),
             "score_name": pa.array(np.where(nothing, None, score_names[rows["step"]]), pa.string()),
             "score": numbers(rows["score"], pa.float64(), nothing),
             "threshold": numbers(rows["threshold"], pa.float64(), copy | np.isnan(rows["threshold"])),
@@ -99,7 +107,10 @@ def write_rejected(store: Store, directory: str, group: str) -> dict[str, int]:
     name = f"part-{group}.parquet"
     rejected = store.read_table("rejected", name, columns=["file", "row", "part", "reason", "detail"])
     n = rejected.num_rows
-    reason = [r if d is None else f"{r}: {d}" for r, d in zip(*(rejected.column(c).to_pylist() for c in ("reason", "detail")), strict=True)]
+    reason = [
+        r if d is None else f"{r}: {d}"
+        for r, d in zip(*(rejected.column(c).to_pylist() for c in ("reason", "detail")), strict=True)
+    ]
     columns = {f.name: pa.nulls(n, f.type) for f in LEDGER_SCHEMA}
     columns.update(
         decision=pa.array(["rejected"] * n),
@@ -109,7 +120,9 @@ def write_rejected(store: Store, directory: str, group: str) -> dict[str, int]:
         row=rejected.column("row"),
         part=rejected.column("part"),
     )
-    store.write_table(pa.table(columns).cast(LEDGER_SCHEMA).combine_chunks(), *directory.split("/"), f"part-{group}-rejected.parquet")
+    store.write_table(
+        pa.table(columns).cast(LEDGER_SCHEMA).combine_chunks(), *directory.split("/"), f"part-{group}-rejected.parquet"
+    )
     return {"rejected": n}
 
 
@@ -120,6 +133,10 @@ def representative_ids(store: Store, index: Index) -> dict[int, str]:
     for part in index.parts:
         lo, hi = np.searchsorted(wanted, [part.start, part.start + part.rows])
         if hi > lo:
-            ids = store.read_table("examples", part.name, columns=["id"]).column(0).take(pa.array(wanted[lo:hi] - part.start))
+            ids = (
+                store.read_table("examples", part.name, columns=["id"])
+                .column(0)
+                .take(pa.array(wanted[lo:hi] - part.start))
+            )
             out.update(zip(wanted[lo:hi].tolist(), ids.to_pylist(), strict=True))
     return out

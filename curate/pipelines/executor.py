@@ -29,6 +29,7 @@ class Executor(ABC):
     def map(self, tasks: Iterable[Task]) -> Iterator[tuple[str, Any]]:
         """Run the tasks; the first failure stops the rest and raises."""
 
+    @abstractmethod
     def close(self) -> None:
         """Let go of the workers."""
 
@@ -61,7 +62,9 @@ def _guard(name: str, function: Callable[..., Any], *args: Any) -> Any:
             raise StageError(f"{name}: {error}") from error
         raise
     except MemoryError as error:
-        raise StageError(f"{name}: out of memory; lower execution.shard_rows or the number of workers, then run again.") from error
+        raise StageError(
+            f"{name}: out of memory; lower execution.shard_rows or the number of workers, then run again."
+        ) from error
     except Exception as error:
         raise StageError(f"{name}: {type(error).__name__}: {error}") from error
 
@@ -85,13 +88,21 @@ class Distributed(Executor):
                 "distributed.worker.memory.terminate": False,
             }
         )
-        for noisy in ("distributed", "distributed.nanny", "distributed.scheduler", "distributed.worker", "distributed.core"):
+        for noisy in (
+            "distributed",
+            "distributed.nanny",
+            "distributed.scheduler",
+            "distributed.worker",
+            "distributed.core",
+        ):
             logging.getLogger(noisy).setLevel(logging.CRITICAL)
         self._cluster = None
         if address is None:
             workers = workers or usable_cores()
             threads = max(1, usable_cores() // workers)
-            with _environment(OMP_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false", POLARS_MAX_THREADS=str(threads)):
+            with _environment(
+                OMP_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false", POLARS_MAX_THREADS=str(threads)
+            ):
                 try:
                     self._cluster = LocalCluster(
                         n_workers=workers,
@@ -113,7 +124,8 @@ class Distributed(Executor):
                 self._client = Client(address, timeout="10s")
             except (OSError, TimeoutError, ValueError) as error:
                 raise SchedulerError(
-                    f"no Dask scheduler answers at {address} ({type(error).__name__}). Start one with 'dask scheduler' and "
+                    f"no Dask scheduler answers at {address} ({type(error).__name__}). Start one with 'dask "
+                    "scheduler' and "
                     "workers with 'dask worker', or leave --scheduler out for a local cluster."
                 ) from error
         info = self._client.scheduler_info(n_workers=-1)
@@ -157,13 +169,15 @@ class Distributed(Executor):
         except KilledWorker as error:
             failed = True
             raise StageError(
-                f"{name}: the worker processes that tried it died (most often: out of memory). Lower execution.shard_rows "
+                f"{name}: the worker processes that tried it died (most often: out of memory). Lower "
+                "execution.shard_rows "
                 "or the number of workers, then run again: finished shards are kept."
             ) from error
         except (FutureCancelledError, CommClosedError, TimeoutError) as error:
             failed = True
             raise SchedulerError(
-                f"the Dask scheduler went away while {len(running) + 1} shards were under way ({type(error).__name__}). "
+                f"the Dask scheduler went away while {len(running) + 1} shards were under way "
+                f"({type(error).__name__}). "
                 "Run the same command again: finished shards are kept."
             ) from error
         except BaseException:

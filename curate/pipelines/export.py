@@ -1,8 +1,8 @@
 """The result: Parquet shards that trainers read, and beside them where each row came from.
 
-``dataset/`` holds training columns only (``messages``, and ``tools`` when any row has some), because trainers read meaning
-into every column they find.  ``provenance/`` holds, file by file and row by row the same rows, their ids, sources, places
-in the order of choice and scores.
+``dataset/`` holds training columns only (``messages``, and ``tools`` when any row has some), because trainers read
+meaning into every column they find.  ``provenance/`` holds, file by file and row by row the same rows, their ids, sources,
+places in the order of choice and scores.
 """
 
 from __future__ import annotations
@@ -46,10 +46,12 @@ class Shard:
 
     name: str
     pieces: tuple[tuple[str, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]], ...]
-    """(part, row numbers in the part, their row numbers in the part's score files, their places in the order of choice)"""
+    """(part, rows of the part, the same rows' numbers in its score files, their places in the order of choice)"""
 
 
-def cut_shards(index: Index, kept: NDArray[np.bool_], order: NDArray[np.int64], *, split: str, shard_rows: int) -> list[Shard]:
+def cut_shards(
+    index: Index, kept: NDArray[np.bool_], order: NDArray[np.int64], *, split: str, shard_rows: int
+) -> list[Shard]:
     """Share the kept rows out over output files, in reading order."""
     total = int(kept.sum())
     files = max(1, -(-total // shard_rows))
@@ -71,7 +73,9 @@ def cut_shards(index: Index, kept: NDArray[np.bool_], order: NDArray[np.int64], 
     return [Shard(f"{split}-{i:05d}-of-{files:05d}.parquet", tuple(pieces)) for i, pieces in enumerate(out)]
 
 
-def write_shard(store: Store, directory: str, shard: Shard, fields: tuple[str, ...], tools: bool, stages: list[Stage]) -> int:
+def write_shard(
+    store: Store, directory: str, shard: Shard, fields: tuple[str, ...], tools: bool, stages: list[Stage]
+) -> int:
     """Write one file of the dataset and its twin under provenance/; return its rows."""
     schema = pa.schema([("messages", training_type(fields)), *([("tools", pa.string())] if tools else [])])
     columns = ["id", "messages", "source", "group", "file", "row", *(["tools"] if tools else [])]

@@ -1,9 +1,9 @@
 """Which example is which: exact duplicates, and the order that everything after works in.
 
-Two orders matter.  *Reading order* (sources as the recipe lists them, files by path, rows as they stand) decides which copy
-of a duplicate represents it: the first.  *Canonical order* (by content key) is the order in which selectors see the pool:
-it depends on nothing but content, so no sharding and no worker count can change a choice, and a tie that "goes to the
-lowest row" goes to a row that is lowest by a hash, not to whatever file came first.
+Two orders matter.  *Reading order* (sources as the recipe lists them, files by path, rows as they stand) decides which
+copy of a duplicate represents it: the first.  *Canonical order* (by content key) is the order in which selectors see
+the pool: it depends on nothing but content, so no sharding and no worker count can change a choice, and a tie that
+"goes to the lowest row" goes to a row that is lowest by a hash, not to whatever file came first.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from curate.exceptions import SchemaError
@@ -43,7 +44,7 @@ class Index:
     pool: NDArray[np.int64]
     """(n,) reading-order numbers of the examples that are no duplicates, in canonical order."""
     representative: NDArray[np.int64]
-    """(rows,) for each example in reading order, the number of the example that represents it (itself, if it is no copy)."""
+    """(rows,) for each example in reading order, the number of the one that represents it (itself, if it is no copy)."""
     fields: tuple[str, ...]
     tools: bool
 
@@ -119,7 +120,7 @@ def _check_ids(store: Store, index: Index) -> None:
     frames = []
     for part in index.parts:
         ids = store.read_table("examples", part.name, columns=["id", "file", "row"])
-        frames.append(pl.from_arrow(ids.filter(index.kept(part))))
+        frames.append(pl.DataFrame(ids.filter(pa.array(index.kept(part)))))
     pool = pl.concat(frames)
     clash = pool.filter(pl.col("id").is_duplicated()).sort("id", maintain_order=True)
     if clash.height:

@@ -76,7 +76,9 @@ def group_slices(
     return out
 
 
-def ingest(store: Store, group: Group, sources: list[Source], recognised: list[Recognised], shard_rows: int) -> dict[str, Any]:
+def ingest(
+    store: Store, group: Group, sources: list[Source], recognised: list[Recognised], shard_rows: int
+) -> dict[str, Any]:
     """Read one group; write its parts, its rejected rows and its keys; return (and leave) the account of it."""
     from curate.connectors.read import read
 
@@ -145,7 +147,9 @@ def ingest(store: Store, group: Group, sources: list[Source], recognised: list[R
         "seconds": round(time.perf_counter() - began, 3),
     }
     store.write_json(account, ".curate", "done", "read", f"{group.name}.json")
-    store.append_event({"stage": "read", "part": group.name, "event": "done", "fingerprint": group.fingerprint, "rows": rows})
+    store.append_event(
+        {"stage": "read", "part": group.name, "event": "done", "fingerprint": group.fingerprint, "rows": rows}
+    )
     return account
 
 
@@ -192,10 +196,15 @@ def _first_rows(examples: pa.Table, refused: pa.Table, count: int) -> tuple[pa.T
 def _check_batch(url: str, examples: pa.Table, refused: pa.Table, count: int, seen: set[int]) -> None:
     """Every row read is an example or a rejected row: the reader's side of the accounting."""
     if examples.schema != EXAMPLE_SCHEMA or refused.schema != REJECTED_SCHEMA:
-        raise AccountingError(f"the reader of {url} returned other columns than the example schema; this is a bug of that reader.")
+        raise AccountingError(
+            f"the reader of {url} returned other columns than the example schema; this is a bug of that reader."
+        )
     rows = np.unique(np.r_[examples.column("row").to_numpy(), refused.column("row").to_numpy()])
     if rows.size != count:
-        raise AccountingError(f"{url}: {count} rows were read, {rows.size} came out as examples or rejected; this is a bug of that reader.")
+        raise AccountingError(
+            f"{url}: {count} rows were read, {rows.size} came out as examples or rejected; this is a bug of that "
+            "reader."
+        )
     if seen and rows.size and int(rows[0]) <= max(seen):
         raise AccountingError(f"{url}: row {int(rows[0])} was read twice; this is a bug of that reader.")
     if rows.size:

@@ -1,7 +1,7 @@
 """What a run would do: stages, rows, tokens, what is already there, and about how long the rest takes.
 
-Loads no model and writes nothing.  Rows are exact once the sources were read, estimates before; times come, in this order,
-from this run's own finished shards, from earlier runs on this machine, or from a rough count of operations.
+Loads no model and writes nothing.  Rows are exact once the sources were read, estimates before; times come, in this
+order, from this run's own finished shards, from earlier runs on this machine, or from a rough count of operations.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from curate.exceptions import RunDirectoryError
-from curate.pipelines.executor import usable_cores
 from curate.fingerprint import fingerprint
+from curate.pipelines.executor import usable_cores
 from curate.pipelines.index import Index, build_index
 
 if TYPE_CHECKING:
@@ -70,8 +70,14 @@ def plan(run: Run) -> Plan:
     recognised, groups = run._discover()
     stages = run._identify()
     store = run.store
-    if store.exists("") and any(n != ".curate" for n in store.list("")) and store.read_json(".curate", "run.json") is None:
-        raise RunDirectoryError(f"{store.root} is not empty and is no run of curate. Choose another directory with --run.")
+    if (
+        store.exists("")
+        and any(n != ".curate" for n in store.list(""))
+        and store.read_json(".curate", "run.json") is None
+    ):
+        raise RunDirectoryError(
+            f"{store.root} is not empty and is no run of curate. Choose another directory with --run."
+        )
     accounts = run.read_done(groups)
     workers = 1 if run.scheduler == "sync" else run.workers or usable_cores()
     index: Index | None = build_index(store, accounts) if len(accounts) == len(groups) else None
@@ -79,7 +85,11 @@ def plan(run: Run) -> Plan:
     there = sum(a["rows"] for a in accounts.values())
     expected = there + sum(g.rows for g in groups if g.name not in accounts)
     read_seconds = (expected - there) / (rates.get("read") or 10_000.0) / workers
-    rows = [PlannedStage("read", "read", expected, there, None, read_seconds, _basis(expected - there, False, "read" in rates))]
+    rows = [
+        PlannedStage(
+            "read", "read", expected, there, None, read_seconds, _basis(expected - there, False, "read" in rates)
+        )
+    ]
     pool = index.n if index else expected
     chars = sum(p.chars for p in index.parts) if index else _chars(groups)
     for name, stage in stages.items():
@@ -99,10 +109,16 @@ def plan(run: Run) -> Plan:
             seconds = left / known / workers
         else:
             seconds = _rough(stage.scorer, left, chars * left / max(1, pool)) / workers
-        rows.append(PlannedStage(name, stage.scorer.name, pool, done, tokens, seconds, _basis(left, bool(own and done), bool(known))))
+        rows.append(
+            PlannedStage(
+                name, stage.scorer.name, pool, done, tokens, seconds, _basis(left, bool(own and done), bool(known))
+            )
+        )
     steps = [
         f"{s.name}: {s.selector.name}"
-        + "".join(f" {role} {ref}" for role, ref in (("on", s.on), ("features", s.features), ("quality", s.quality)) if ref)
+        + "".join(
+            f" {role} {ref}" for role, ref in (("on", s.on), ("features", s.features), ("quality", s.quality)) if ref
+        )
         + (f", budget {s.budget}" if s.budget else "")
         + (f" by {s.cost}" if s.cost else "")
         + (f", quota by {s.quota.by}" if s.quota else "")
@@ -120,7 +136,9 @@ def _basis(left: int, own: bool, known: bool) -> Any:
 
 def _chars(groups: list[Any]) -> float:
     """Characters of all sources, from their sizes: Parquet is compressed about 2.5 times."""
-    return sum((p.bytes or 0) * (2.5 if p.format == "parquet" or p.compression else 1.0) for g in groups for p in g.slices)
+    return sum(
+        (p.bytes or 0) * (2.5 if p.format == "parquet" or p.compression else 1.0) for g in groups for p in g.slices
+    )
 
 
 def _rough(scorer: Scorer, rows: int, chars: float) -> float:

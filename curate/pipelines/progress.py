@@ -105,6 +105,8 @@ class Line:
         seconds = time.monotonic() - self.began
         text = f"{self.text()}, {duration(seconds)}" if self.rows else self.text()
         if self._task is not None:
-            self.progress._live.update(self._task, total=max(1, self.cached + self.rows), completed=max(1, self.cached + self.rows), told=text)
+            self.progress._live.update(
+                self._task, total=max(1, self.cached + self.rows), completed=max(1, self.cached + self.rows), told=text
+            )
         else:
             self.progress.say(f"{self.name}: {text}")

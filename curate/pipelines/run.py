@@ -8,8 +8,8 @@
                                                         │
                                  decisions/ (every input row) + dataset/ + provenance/
 
-Each arrow can be cut at any moment and taken up again by the same command: a shard is finished when its mark is there, and
-its mark names everything that its content depends on.
+Each arrow can be cut at any moment and taken up again by the same command: a shard is finished when its mark is there,
+and its mark names everything that its content depends on.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ import numpy as np
 
 from curate import __version__
 from curate.exceptions import AccountingError, RunError, StageError
+from curate.fingerprint import fingerprint
 from curate.pipelines import decide, export
 from curate.pipelines.executor import Executor, Task, executor
-from curate.fingerprint import fingerprint
 from curate.pipelines.index import Index, build_index
 from curate.pipelines.ingest import Group, group_slices, ingest
 from curate.pipelines.progress import Progress
@@ -142,7 +142,7 @@ class Run:
         return recognised, groups
 
     def _identify(self) -> dict[str, Stage]:
-        """Name every scoring stage by all that its numbers depend on; loads no model, but finds out that it is there."""
+        """Name every scoring stage by all that its numbers depend on: finds its model, loads none."""
         return {
             name: Stage(name, scorer, fingerprint("score", scorer.identity()), fitted=scorer.fit_rows > 0)
             for name, scorer in self.recipe.scorers.items()
@@ -174,7 +174,11 @@ class Run:
                     continue
                 batch = [Group(g.number, g.slices, g.fingerprint, self.limit - had) for g in batch]
             tasks: list[Task] = [
-                (f"read {g.slices[0].url} (group {g.name})", ingest, (self.store, g, self.recipe.sources, recognised, shard_rows))
+                (
+                    f"read {g.slices[0].url} (group {g.name})",
+                    ingest,
+                    (self.store, g, self.recipe.sources, recognised, shard_rows),
+                )
                 for g in batch
             ]
             names = {t[0]: g.name for t, g in zip(tasks, batch, strict=True)}
@@ -210,7 +214,10 @@ class Run:
         if index.n == 0:
             told = ", ".join(f"{n:,} {w}" for w, n in self.manifest["rejected"].items())
             self._end("stopped")
-            raise RunError(f"no examples: {rows:,} rows were read and {rejected:,} rejected ({told or 'the files are empty'}); see {self.store.path('rejected')}.")
+            raise RunError(
+                f"no examples: {rows:,} rows were read and {rejected:,} rejected ({told or 'the files are empty'}); "
+                f"see {self.store.path('rejected')}."
+            )
 
     # -- scoring -----------------------------------------------------------------------------------------------------
 
@@ -221,7 +228,7 @@ class Run:
     def name_fitted(self, stage: Stage, index: Index) -> Stage:
         """Add the content of the sample that it is fitted on to a stage's fingerprint."""
         rows = self.fit_rows(stage, index)
-        digests = []
+        digests: list[str] = []
         for part in index.parts:
             lo, hi = np.searchsorted(rows, [part.start, part.start + part.rows])
             if hi > lo:
@@ -265,7 +272,13 @@ class Run:
         for part in index.parts:
             if part.stem not in marks:
                 packed = np.packbits(kept[part.stem]).tobytes()
-                tasks.append((f"{stage.name} {part.stem}", score, (self.store, stage, part.name, packed, part.rows, index.digest(part))))
+                tasks.append(
+                    (
+                        f"{stage.name} {part.stem}",
+                        score,
+                        (self.store, stage, part.name, packed, part.rows, index.digest(part)),
+                    )
+                )
         began = time.perf_counter()
         for name, mark in self._map(tasks):
             marks[name.rpartition(" ")[2]] = mark
@@ -285,25 +298,45 @@ class Run:
             "seconds_of_work": round(sum(m["seconds"] for m in marks.values()), 3),
         }
         if unscored == index.n:
-            raise StageError(f"{stage.name}: not one of {index.n:,} rows could be scored; see the reasons in {self.store.path(stage.directory)}.")
+            raise StageError(
+                f"{stage.name}: not one of {index.n:,} rows could be scored; see the reasons in "
+                f"{self.store.path(stage.directory)}."
+            )
 
     # -- selecting and writing ---------------------------------------------------------------------------------------
 
     def select_fingerprint(self, index: Index, stages: dict[str, Stage]) -> str:
         steps = [
-            (s.name, s.selector.identity(), s.on, s.features, s.quality, s.groups, str(s.budget), s.cost, s.quota and s.quota.model_dump(), s.nulls)
+            (
+                s.name,
+                s.selector.identity(),
+                s.on,
+                s.features,
+                s.quality,
+                s.groups,
+                str(s.budget),
+                s.cost,
+                s.quota and s.quota.model_dump(),
+                s.nulls,
+            )
             for s in self.recipe.steps
         ]
         combine = {k: v.model_dump() for k, v in self.recipe.combine.items()}
         keys = {n: s.key for n, s in stages.items()}
-        return fingerprint("select", SELECT_VERSION, index.fingerprint, steps, combine, keys, self.recipe.output.model_dump())
+        return fingerprint(
+            "select", SELECT_VERSION, index.fingerprint, steps, combine, keys, self.recipe.output.model_dump()
+        )
 
-    def _write(self, accounts: dict[str, dict[str, Any]], index: Index, stages: dict[str, Stage], progress: Progress) -> None:
+    def _write(
+        self, accounts: dict[str, dict[str, Any]], index: Index, stages: dict[str, Stage], progress: Progress
+    ) -> None:
         mark = self.select_fingerprint(index, stages)
         done = self.store.read_json(".curate", "done", "select.json")
         if done and done["fingerprint"] == mark:
             self.manifest.update(done["account"])
-            progress.say(f"select and write: nothing changed, {done['account']['decisions'].get('kept', 0):,} rows are there")
+            progress.say(
+                f"select and write: nothing changed, {done['account']['decisions'].get('kept', 0):,} rows are there"
+            )
             return
         began = time.perf_counter()
         verdicts = select(self.store, index, self.recipe, stages)
@@ -315,17 +348,28 @@ class Run:
         rows = self.manifest["rows"]
         self._check_accounts(decisions, rows)
         shards = export.cut_shards(
-            index, verdicts.kept, verdicts.order, split=self.recipe.output.split, shard_rows=self.recipe.output.shard_rows
+            index,
+            verdicts.kept,
+            verdicts.order,
+            split=self.recipe.output.split,
+            shard_rows=self.recipe.output.shard_rows,
         )
         tasks: list[Task] = [
-            (f"write {s.name}", export.write_shard, (self.store, aside, s, index.fields, index.tools, list(stages.values()))) for s in shards
+            (
+                f"write {s.name}",
+                export.write_shard,
+                (self.store, aside, s, index.fields, index.tools, list(stages.values())),
+            )
+            for s in shards
         ]
         line = progress.stage("write", decisions.get("kept", 0))
         for _, written in self._map(tasks):
             line.advance(written)
         line.finish()
         if line.rows != decisions.get("kept", 0):
-            raise AccountingError(f"{decisions.get('kept', 0):,} rows were kept, {line.rows:,} were written to the dataset.")
+            raise AccountingError(
+                f"{decisions.get('kept', 0):,} rows were kept, {line.rows:,} were written to the dataset."
+            )
         self._publish(aside)
         account = {
             "rows": rows,
@@ -346,11 +390,17 @@ class Run:
             rows = decide.slices(index, verdicts, part)
             of_ids = [ids[i] for i in rows.pop("of")[rows["copy"]].tolist()]
             tasks.append(
-                (f"decide {part.name}", decide.write_part, (self.store, f"{aside}/decisions", part.name, rows, of_ids, verdicts.reasons, verdicts.steps))
+                (
+                    f"decide {part.name}",
+                    decide.write_part,
+                    (self.store, f"{aside}/decisions", part.name, rows, of_ids, verdicts.reasons, verdicts.steps),
+                )
             )
         for group, account in accounts.items():
             if account["rejected"]:
-                tasks.append((f"decide rejected {group}", decide.write_rejected, (self.store, f"{aside}/decisions", group)))
+                tasks.append(
+                    (f"decide rejected {group}", decide.write_rejected, (self.store, f"{aside}/decisions", group))
+                )
         decisions: dict[str, int] = {}
         line = progress.stage("decide", index.rows + self.manifest["rows"]["rejected"])
         for _, counts in self._map(tasks):
@@ -367,7 +417,8 @@ class Run:
         total = sum(decisions.values())
         if total != rows["examples"] + rows["rejected"] or any(decisions.get(k, 0) != n for k, n in expected.items()):
             raise AccountingError(
-                f"the ledger has {total:,} rows ({decisions}) for {rows['examples']:,} examples and {rows['rejected']:,} "
+                f"the ledger has {total:,} rows ({decisions}) for {rows['examples']:,} examples and "
+                f"{rows['rejected']:,} "
                 "rejected rows; this is a bug: please report it with manifest.json."
             )
 
@@ -417,5 +468,9 @@ def _tell(step: dict[str, Any]) -> str:
     if step["tokens"] is not None:
         text += f", {step['tokens']:,} tokens"
     if step["threshold"] is not None:
-        text += f"; {step['score']} down to {step['threshold']:.6g}" if step["use"] == "top-k" else f"; threshold {step['threshold']:.6g}"
+        text += (
+            f"; {step['score']} down to {step['threshold']:.6g}"
+            if step["use"] == "top-k"
+            else f"; threshold {step['threshold']:.6g}"
+        )
     return text

@@ -1,7 +1,7 @@
 """The selection: a chain of steps over the pool, and for every row what became of it and by which number.
 
-A step sees the rows that the steps before it kept.  Rows it cannot judge (a null score) are dropped with the scorer's own
-reason, or stop the run, as the step's ``nulls`` says; they are never given a stand-in value.
+A step sees the rows that the steps before it kept.  Rows it cannot judge (a null score) are dropped with the scorer's
+own reason, or stop the run, as the step's ``nulls`` says; they are never given a stand-in value.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from curate.pipelines.index import Index
 from curate.pipelines.store import Store
 from curate.pipelines.worker import Stage
 from curate.recipe import Recipe, Step
-
-
 
 
 @dataclass
@@ -70,15 +68,23 @@ def combined(store: Store, index: Index, recipe: Recipe, stages: dict[str, Stage
 
     spec = recipe.combine[ref]
     weights = {recipe.reference(r, ("combine", ref), combinations=False): w for r, w in spec.of.items()}
-    said = {recipe.reference(r, ("combine", ref), combinations=False): d == "higher" for r, d in spec.directions.items()}
+    said = {
+        recipe.reference(r, ("combine", ref), combinations=False): d == "higher" for r, d in spec.directions.items()
+    }
     directions = {r: said.get(r, bool(recipe.direction(r))) for r in weights}
     columns = {r: combined(store, index, recipe, stages, r) for r in weights}
     return combine(columns, method=spec.method, weights=weights, directions=directions)
 
 
-def unscored_because(store: Store, index: Index, recipe: Recipe, stages: dict[str, Stage], ref: str, rows: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+def unscored_because(
+    store: Store, index: Index, recipe: Recipe, stages: dict[str, Stage], ref: str, rows: NDArray[np.int64]
+) -> dict[str, NDArray[np.int64]]:
     """Return reason → rows, for rows that lack the score ``ref``."""
-    parts = [ref] if ref not in recipe.combine else [recipe.reference(r, (), combinations=False) for r in recipe.combine[ref].of]
+    parts = (
+        [ref]
+        if ref not in recipe.combine
+        else [recipe.reference(r, (), combinations=False) for r in recipe.combine[ref].of]
+    )
     left, out = rows, {}
     for stage_name in dict.fromkeys(p.partition(".")[0] for p in parts):
         codes, words = gather.reasons(store, index, stages[stage_name])
@@ -98,7 +104,8 @@ def select(store: Store, index: Index, recipe: Recipe, stages: dict[str, Stage])
     Raises
     ------
     StageError
-        If a budget is larger than what is left, every row lacks a score, or a step that was told to stop at nulls meets one.
+        If a budget is larger than what is left, every row lacks a score, or a step that was told to stop at nulls meets
+        one.
     """
     verdicts = Verdicts(index.n)
     alive = np.arange(index.n)
@@ -108,7 +115,14 @@ def select(store: Store, index: Index, recipe: Recipe, stages: dict[str, Stage])
 
 
 def _step(
-    store: Store, index: Index, recipe: Recipe, stages: dict[str, Stage], verdicts: Verdicts, number: int, step: Step, alive: NDArray[np.int64]
+    store: Store,
+    index: Index,
+    recipe: Recipe,
+    stages: dict[str, Stage],
+    verdicts: Verdicts,
+    number: int,
+    step: Step,
+    alive: NDArray[np.int64],
 ) -> NDArray[np.int64]:
     before = alive.size
     columns: dict[str, NDArray[np.float64]] = {}
@@ -127,7 +141,10 @@ def _step(
         if bad.size:
             alive = _without(store, index, recipe, stages, verdicts, number, step, step.features, alive, bad)
     if before and not alive.size:
-        raise StageError(f"select step {step.name!r}: none of the {before:,} rows left has what it needs; see the reasons in scores/.")
+        raise StageError(
+            f"select step {step.name!r}: none of the {before:,} rows left has what it needs; see the reasons in "
+            "scores/."
+        )
 
     selector = step.selector
     quality = columns.get("quality")
@@ -153,8 +170,13 @@ def _step(
         budget = Budget(rows=budget.limit(index.n))
     try:
         chosen = selector.select(
-            x, budget, quality=quality, groups=groups, cost=None if step.cost is None else columns["cost"][alive],
-            quota=quota, quota_groups=quota_groups,
+            x,
+            budget,
+            quality=quality,
+            groups=groups,
+            cost=None if step.cost is None else columns["cost"][alive],
+            quota=quota,
+            quota_groups=quota_groups,
         )
     except InputError as error:
         raise StageError(f"select step {step.name!r}: {error}") from error
@@ -168,7 +190,9 @@ def _step(
     verdicts.reason[keep] = verdicts.code(f"kept by {step.name}")
     why = chosen.reasons()[~chosen.mask]
     texts, which = np.unique(why.astype(str), return_inverse=True)
-    verdicts.reason[out] = np.array([verdicts.code(t) for t in texts.tolist()], dtype=np.int32)[which] if out.size else 0
+    verdicts.reason[out] = (
+        np.array([verdicts.code(t) for t in texts.tolist()], dtype=np.int32)[which] if out.size else 0
+    )
     verdicts.kept[out] = False
     verdicts.order[out] = -1
     verdicts.order[keep] = np.arange(keep.size)
@@ -189,14 +213,24 @@ def _step(
 
 
 def _without(
-    store: Store, index: Index, recipe: Recipe, stages: dict[str, Stage], verdicts: Verdicts, number: int, step: Step, ref: str,
-    alive: NDArray[np.int64], missing: NDArray[np.int64],
+    store: Store,
+    index: Index,
+    recipe: Recipe,
+    stages: dict[str, Stage],
+    verdicts: Verdicts,
+    number: int,
+    step: Step,
+    ref: str,
+    alive: NDArray[np.int64],
+    missing: NDArray[np.int64],
 ) -> NDArray[np.int64]:
     """Drop the rows that lack ``ref``, each with the scorer's reason; or stop."""
     why = unscored_because(store, index, recipe, stages, ref, missing)
     if step.nulls == "stop":
         told = "; ".join(f"{rows.size:,} × {word}" for word, rows in list(why.items())[:5])
-        raise StageError(f"select step {step.name!r}: {missing.size:,} rows have no {ref} ({told}), and nulls: stop was asked.")
+        raise StageError(
+            f"select step {step.name!r}: {missing.size:,} rows have no {ref} ({told}), and nulls: stop was asked."
+        )
     for word, rows in why.items():
         verdicts.reason[rows] = verdicts.code(word)
     verdicts.step[missing] = number
@@ -205,5 +239,3 @@ def _without(
     verdicts.score[missing] = verdicts.threshold[missing] = np.nan
     verdicts.cluster[missing] = -1
     return alive[~np.isin(alive, missing, assume_unique=True)]
-
-

@@ -38,16 +38,24 @@ from curate.exceptions import RunDirectoryError
 FORMAT = 1
 _STALE = 120.0  # seconds after which a remote lock without a heartbeat is taken over
 
-_NO_SPACE = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "a file grew past its allowed size"}
+_NO_SPACE = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file grew past its allowed size",
+}
 
 
 def explain_write(path: str, error: OSError) -> RunDirectoryError:
     """Say in words why a write failed, and what to do."""
     what = _NO_SPACE.get(error.errno or 0)
     if what:
-        return RunDirectoryError(f"cannot write {path}: {what}. Make room, then run the same command: finished shards are kept.")
+        return RunDirectoryError(
+            f"cannot write {path}: {what}. Make room, then run the same command: finished shards are kept."
+        )
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-        return RunDirectoryError(f"cannot write {path}: not permitted. Choose another --run directory, or change its permissions.")
+        return RunDirectoryError(
+            f"cannot write {path}: not permitted. Choose another --run directory, or change its permissions."
+        )
     return RunDirectoryError(f"cannot write {path}: {error}.")
 
 
@@ -195,13 +203,17 @@ class Store:
         try:
             found = [n for n in self.list("") if n]
         except (PermissionError, NotADirectoryError) as error:
-            raise RunDirectoryError(f"{self.root} cannot be used as a run directory: {error}. Choose another with --run.") from error
+            raise RunDirectoryError(
+                f"{self.root} cannot be used as a run directory: {error}. Choose another with --run."
+            ) from error
         if self.local and os.path.exists(self.root) and not os.path.isdir(self.root):
             raise RunDirectoryError(f"{self.root} is a file; a run needs a directory. Choose another with --run.")
         try:
             mark = self.read_json(".curate", "run.json")
         except (PermissionError, ValueError) as error:
-            raise RunDirectoryError(f"{self.root} cannot be used as a run directory: {error}. Choose another with --run.") from error
+            raise RunDirectoryError(
+                f"{self.root} cannot be used as a run directory: {error}. Choose another with --run."
+            ) from error
         if found and mark is None and any(n != ".curate" for n in found):
             raise RunDirectoryError(
                 f"{self.root} is not empty and is no run of curate (it holds {', '.join(found[:5])}"
@@ -209,7 +221,8 @@ class Store:
             )
         if mark is not None and mark.get("format") != FORMAT:
             raise RunDirectoryError(
-                f"{self.root} was written in run format {mark.get('format')}, this curate {__version__} reads {FORMAT}. "
+                f"{self.root} was written in run format {mark.get('format')}, this curate {__version__} reads "
+                f"{FORMAT}. "
                 "Use the curate that wrote it, or another --run directory."
             )
         if mark is None:
@@ -223,10 +236,14 @@ class Store:
     def lock(self) -> Iterator[None]:
         """Hold the directory for one run.
 
-        Locally an operating-system lock on ``.curate/lock``: it is released when the process ends, however it ends.  On an
-        object store a heartbeat object, taken over when it is older than two minutes.
+        Locally an operating-system lock on ``.curate/lock``: it is released when the process ends, however it ends.  On
+        an object store a heartbeat object, taken over when it is older than two minutes.
         """
-        who = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        who = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
         if self.local:
             import fcntl
 
@@ -270,4 +287,6 @@ class Store:
             by = f" (process {held['pid']} on {held['host']}, since {held['since']})"
         except (ValueError, KeyError):
             by = ""
-        return RunDirectoryError(f"{self.root} is in use by another run{by}. Wait for it, stop it, or choose another --run directory.")
+        return RunDirectoryError(
+            f"{self.root} is in use by another run{by}. Wait for it, stop it, or choose another --run directory."
+        )

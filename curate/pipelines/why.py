@@ -53,11 +53,16 @@ def why(store: Store, wanted: str) -> list[Story]:
     exact = [h for h in hits if h[2]["id"] == wanted]
     hits = exact or hits
     if not hits:
-        raise InputError(f"no row answers to {wanted!r} in {store.root}; give an id (or its beginning), or FILE:ROW. Ids stand in decisions/.")
+        raise InputError(
+            f"no row answers to {wanted!r} in {store.root}; give an id (or its beginning), or FILE:ROW. Ids stand in "
+            "decisions/."
+        )
     ids = {h[2]["id"] for h in hits}
     if len(ids) > 1:
         some = ", ".join(sorted(str(i) for i in ids)[:5])
-        raise InputError(f"{len(ids)} ids begin with {wanted!r}: {some}{', …' if len(ids) > 5 else ''}; give more of it.")
+        raise InputError(
+            f"{len(ids)} ids begin with {wanted!r}: {some}{', …' if len(ids) > 5 else ''}; give more of it."
+        )
     if None not in ids:
         copies = [h[2] for h in hits if h[2]["decision"] == "duplicate"]
         hits = [h for h in hits if h[2]["decision"] != "duplicate"] or hits

@@ -1,7 +1,7 @@
 """What happens inside a worker: one shard in, one file out.
 
-A scorer that was opened stays open, keyed by its stage's fingerprint, so a model loads once per worker.  When a stage with
-another model comes, the one before is closed: two models never share a worker's memory.
+A scorer that was opened stays open, keyed by its stage's fingerprint, so a model loads once per worker.  When a stage
+with another model comes, the one before is closed: two models never share a worker's memory.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def opened(store: Store, stage: Stage) -> Scorer:
                 _OPEN.pop(key).close()
         scorer = stage.scorer
         if stage.fitted:
-            with store.fs.open(store.path(".curate", "fit", f"{stage.key}.npz"), "rb") as handle:
-                with np.load(handle, allow_pickle=False) as state:
-                    scorer.load({k: state[k] for k in state.files})
+            path = store.path(".curate", "fit", f"{stage.key}.npz")
+            with store.fs.open(path, "rb") as handle, np.load(handle, allow_pickle=False) as state:
+                scorer.load({k: state[k] for k in state.files})
         scorer.open()
         _OPEN[stage.key] = scorer
     return _OPEN[stage.key]
@@ -72,7 +72,7 @@ def fit(store: Store, stage: Stage, rows: dict[str, list[int]]) -> dict[str, Any
     sample = sample.sort_by("content_key").select(list(stage.scorer.reads)).combine_chunks()
     state = stage.scorer.fit(sample)
     with store.writing(".curate", "fit", f"{stage.key}.npz") as handle:
-        np.savez(handle, **state)
+        np.savez(handle, **state)  # type: ignore[arg-type]
     return {"rows": sample.num_rows, "seconds": round(time.perf_counter() - began, 3)}
 
 

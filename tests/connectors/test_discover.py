@@ -73,7 +73,7 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
         discover([Source(path=str(write(tmp_path / "a.parquet.gz", "PAR1")))])
     with pytest.raises(SourceError, match="nosuch://x"):
         discover([Source(path="nosuch://x/y.jsonl")])
-    with pytest.raises(SourceError, match="UTF-16.*iconv"):
+    with pytest.raises(SourceError, match=r"UTF-16.*iconv"):
         discover([Source(path=str(write(tmp_path / "wide.jsonl", ROW.encode("utf-16"))))])
     assert urls(str(write(tmp_path / "rows.txt", ROW)), format="jsonl") == [str(tmp_path / "rows.txt")]
 
@@ -219,7 +219,7 @@ def test_a_third_party_format_reads_through_the_same_door(tmp_path: Path, monkey
         def params(self) -> dict:
             return {}
 
-        def read(self, path: str):  # noqa: ANN202
+        def read(self, path: str):
             lines = Path(path).read_text().splitlines()
             yield [
                 (i, dict([("prompt", a), ("response", b)]) if b else f"no '=' in {a!r}")

@@ -123,7 +123,7 @@ def test_not_what_the_name_says(tmp_path: Path) -> None:
         read_all(_bytes(tmp_path / "a.jsonl.gz", b"plain text"))
     with pytest.raises(
         SourceError,
-        match=r"a.jsonl: none of the first 2 records is a row with named fields; the first: invalid-json: Expecting value.*format: csv",
+        match=r"a.jsonl: none of the first 2 records is a row .*; the first: invalid-json: Expecting value.*format: csv",
     ):
         read_all(write(tmp_path / "a.jsonl", "hello\nworld\n"))
     with pytest.raises(
@@ -131,7 +131,7 @@ def test_not_what_the_name_says(tmp_path: Path) -> None:
     ):
         read_all(write(tmp_path / "a.json", "hello"))
     with pytest.raises(
-        SourceError, match="none of the first 2 records .* the first: a number, where an object was asked"
+        SourceError, match=r"none of the first 2 records .* the first: a number, where an object was asked"
     ):
         read_all(write(tmp_path / "b.json", "[1, 2]"))
 
@@ -163,7 +163,7 @@ def test_an_empty_array_and_an_empty_parquet(tmp_path: Path) -> None:
     assert read_all(tmp_path / "b.parquet").rows == 0
 
 
-# -- JSON lines ----------------------------------------------------------------------------------------------------------
+# -- JSON lines --------------------------------------------------------------------------------------------------------
 
 
 def test_a_broken_line_is_one_rejected_row_with_its_number(tmp_path: Path) -> None:
@@ -237,13 +237,13 @@ def test_slices_of_any_size_give_the_same_examples(
     assert cut.rejected_table.equals(whole.rejected_table)
 
 
-# -- JSON documents ------------------------------------------------------------------------------------------------------
+# -- JSON documents ----------------------------------------------------------------------------------------------------
 
 
 def test_a_broken_element_is_one_rejected_row(tmp_path: Path) -> None:
     good = json.dumps(PAIR)
-    text = f'[\n{good},\n{{"prompt": "a\\c]", "response": "{{"}},\n{{"prompt": tru, "response": [1}}]}},\n, {good},\nnul, {{"a" 1}},\n{good},\n]\n'
-    text = text.replace("[1}]}", "[1]}")
+    escape, word = '{"prompt": "a\\c]", "response": "{"}', '{"prompt": tru, "response": [1]}'
+    text = f'[\n{good},\n{escape},\n{word},\n, {good},\nnul, {{"a" 1}},\n{good},\n]\n'
     result = read_all(write(tmp_path / "a.json", text))
     assert result.table["row"].to_pylist() == [0, 4, 7]
     assert [(r["row"], r["reason"], r["detail"]) for r in result.rejected] == [
@@ -254,7 +254,7 @@ def test_a_broken_element_is_one_rejected_row(tmp_path: Path) -> None:
         (6, "invalid-json", "line 6, column 11: Expecting ':' delimiter"),
         (8, "invalid-json", "line 8, column 1: no value before ']'"),
     ]
-    assert result.rejected[0]["raw"] == '{"prompt": "a\\c]", "response": "{"}'
+    assert result.rejected[0]["raw"] == escape
 
 
 @pytest.mark.parametrize(
@@ -357,7 +357,7 @@ def _streamed(text: str, chunk: int, key: str | None) -> list[tuple[int, Any]]:
     return out
 
 
-# -- CSV and TSV ---------------------------------------------------------------------------------------------------------
+# -- CSV and TSV -------------------------------------------------------------------------------------------------------
 
 
 def test_quoted_cells_hold_lines_and_quotes(tmp_path: Path) -> None:
@@ -383,7 +383,7 @@ def test_broken_records_of_a_table(tmp_path: Path) -> None:
 def test_a_quote_left_open_stops_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.csv", 'prompt,response\np,r\n"p,r\np,r\n')
     with pytest.raises(
-        SourceError, match="row 1: line 3: a quote is opened and not closed before the file ends.*`broken: keep`"
+        SourceError, match=r"row 1: line 3: a quote is opened and not closed before the file ends.*`broken: keep`"
     ):
         read_all(path)
     kept = read_all(path, broken="keep")
@@ -415,7 +415,7 @@ def test_headers(tmp_path: Path) -> None:
     assert TSV().delimiter == "\t"
 
 
-# -- Parquet -------------------------------------------------------------------------------------------------------------
+# -- Parquet -----------------------------------------------------------------------------------------------------------
 
 
 def test_text_that_is_no_utf8_is_one_rejected_row(tmp_path: Path) -> None:
@@ -486,7 +486,7 @@ def test_the_contract_of_connectors(tmp_path: Path) -> None:
     assert gzip.decompress(broken.read_bytes()) == b"{\n"
 
 
-# -- memory --------------------------------------------------------------------------------------------------------------
+# -- memory ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.jsonl.zst"])

@@ -32,11 +32,9 @@ def one(
 ) -> Any:
     """Return (messages, tools) of a row, or "reason: detail"."""
     source = Source(path="x", max_chars=max_chars)
+    normaliser = Normaliser(source, Recognised(schema, columns or {"messages": "m"}), drop_nulls=drop_nulls)
     try:
-        found = Normaliser(
-            source, Recognised(schema, columns or {"messages": "m"}), drop_nulls=drop_nulls
-        ).conversations(row)
-        out = [make() for _, make in found]
+        out = [normaliser.conversation(row, response) for _, response in normaliser.parts(row)]
         return out[0] if len(out) == 1 else out
     except RejectedError as error:
         assert error.reason in REASONS
@@ -75,10 +73,10 @@ def test_tool_turns_of_sharegpt_and_of_openai() -> None:
         [U, {"role": "assistant", "content": "", "tool_calls": spelt}, {"role": "tool", "content": ""}, A],
         None,
     )
-    for given in ([{"type": "function", "function": CALL}], spelt, {"type": "function", "function": CALL}):
+    for spelling in ([{"type": "function", "function": CALL}], spelt, {"type": "function", "function": CALL}):
         found = turns(
             U,
-            {"role": "assistant", "content": None, "tool_calls": given},
+            {"role": "assistant", "content": None, "tool_calls": spelling},
             {"role": "tool", "content": "1", "tool_call_id": "c", "name": "f"},
             A,
         )
@@ -135,8 +133,8 @@ def test_training_marks_are_kept_where_they_differ_from_the_role() -> None:
 def test_tools() -> None:
     schema = {"type": "function", "function": {"name": "f", "parameters": {"x": None}}}
     spelt = json.dumps([schema])
-    for given in ([schema], spelt, schema, [json.dumps(schema)], json.dumps(schema)):
-        assert one({"m": [U, A], "t": given}, messages="m", tools="t") == ([U, A], spelt)
+    for spelling in ([schema], spelt, schema, [json.dumps(schema)], json.dumps(schema)):
+        assert one({"m": [U, A], "t": spelling}, messages="m", tools="t") == ([U, A], spelt)
     for nothing in (None, "", " ", [], "[]"):
         assert one({"m": [U, A], "t": nothing}, messages="m", tools="t") == ([U, A], None)
     assert (
@@ -263,8 +261,8 @@ REJECTED = [
         "mixed-training: turn 1: some parts are to be trained on, some are not",
     ),
     (
-        [U, {"role": "assistant", "tool_calls": "{"}],
-        "bad-tool-call: turn 1: tool_calls: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+        [U, {"role": "assistant", "tool_calls": "f()"}],
+        "bad-tool-call: turn 1: tool_calls: Expecting value: line 1 column 1 (char 0)",
     ),
     (
         [U, {"role": "assistant", "tool_calls": [{"id": "x"}]}],
@@ -310,7 +308,7 @@ def test_every_field_is_one_of_the_schema() -> None:
     assert all(set(m) <= known for m in turns(*row)[0])
 
 
-# -- thousands of mutated rows -------------------------------------------------------------------------------------------
+# -- thousands of mutated rows -----------------------------------------------------------------------------------------
 
 words = st.sampled_from(
     [

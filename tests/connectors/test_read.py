@@ -120,11 +120,11 @@ def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
     piece, source, recognised = pickle.loads(pickle.dumps((pieces[0], source, recognised)))  # as a worker gets them
     assert [b.rows for b in read(piece, source, recognised)] == [1]
     path.unlink()
-    with pytest.raises(SourceError, match="a.jsonl: no such file; it was there when the sources were listed"):
+    with pytest.raises(SourceError, match=r"a.jsonl: no such file; it was there when the sources were listed"):
         list(read(piece, source, recognised))
 
 
-# -- the Arrow path and the row path give the same table -----------------------------------------------------------------
+# -- the Arrow path and the row path give the same table ---------------------------------------------------------------
 
 texts = st.sampled_from(["q", "a", "", " ", "\u2003", "\x1c", "\u200b", "\u0301", "é" * 3, "😀", "x" * 30, "\x00"])
 roles = st.sampled_from(["user", "assistant"] * 6 + ["system", "tool", "human", "gpt", "User", "x"])
@@ -240,7 +240,8 @@ def test_nothing_heavy_is_imported() -> None:
     import subprocess
     import sys
 
-    code = "import sys, curate.connectors.read; print([m for m in ('torch', 'transformers', 'dask', 'datasets', 'faiss', 'sklearn', 'pandas') if m in sys.modules])"
+    heavy = ("torch", "transformers", "dask", "datasets", "faiss", "sklearn", "pandas")
+    code = f"import sys, curate.connectors.read; print([m for m in {heavy} if m in sys.modules])"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )

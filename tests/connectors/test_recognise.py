@@ -96,7 +96,8 @@ UNCLEAR = [
     (
         {"text": "x", "code": "y"},
         {},
-        r"no schema fits these columns.\nColumns found: 'text' \(text\), 'code' \(text\).\n.*\n    columns: {prompt: text, response: code}",
+        r"no schema fits these columns.\nColumns found: 'text' \(text\), 'code' \(text\).\n.*\n"
+        r"    columns: {prompt: text, response: code}",
     ),
     (
         {"question": "x", "answer": "y", "n": 3},
@@ -107,12 +108,13 @@ UNCLEAR = [
     (
         {"prompt": "x", "instruction": "y", "response": "z"},
         {},
-        r"read in 2 ways: prompt-completion .*; or alpaca .*\n.*\n.*\n    schema: prompt-completion\n    schema: alpaca",
+        r"2 ways: prompt-completion .*; or alpaca .*\n.*\n.*\n    schema: prompt-completion\n    schema: alpaca",
     ),
     (
         {"prompt": "x", "response": "y", "output": "z"},
         {},
-        r"2 ways: .*\n.*\n.*\n    columns: {prompt: prompt, response: response}\n    columns: {prompt: prompt, response: output}",
+        r"2 ways: .*\n.*\n.*\n    columns: {prompt: prompt, response: response}\n"
+        r"    columns: {prompt: prompt, response: output}",
     ),
     (
         {"prompt": "q", "messages": [U, A], "chosen": "a", "rejected": "b"},
@@ -192,7 +194,8 @@ def test_labels_by_rule_and_by_name(tmp_path: Path) -> None:
     found = look(tmp_path, row)
     assert (found.id, found.source, found.group) == (None, "source", "category")
     assert found.text == (
-        "prompt-completion: 1 file; prompt from 'prompt', response from 'response'; id from content; source from column 'source'; "
+        "prompt-completion: 1 file; prompt from 'prompt', response from 'response'; id from content; "
+        "source from column 'source'; "
         "group from column 'category'; kept in extra: task, id; a column 'id' is there: add `id: id` to name rows by it"
     )
     chosen = look(tmp_path, row, id="id", source="task", group="source", name=None)
@@ -209,7 +212,8 @@ def test_files_of_two_schemas_stop_and_name_each_side(tmp_path: Path) -> None:
     write(tmp_path / "c.jsonl", "")
     with pytest.raises(
         SchemaError,
-        match=r"(?s)the 7 files of one source are of 2 schemas:\n    messages \(messages\): .*a0.jsonl, .*a3.jsonl and 2 more\n    alpaca \(instruction, output\): .*b.json\n.*entry of its own under sources:",
+        match=r"(?s)the 7 files of one source are of 2 schemas:\n    messages \(messages\): .*a0.jsonl, .*a3.jsonl and 2 "
+        r"more\n    alpaca \(instruction, output\): .*b.json\n.*entry of its own under sources:",
     ):
         read_all(tmp_path)
 

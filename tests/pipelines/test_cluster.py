@@ -65,7 +65,10 @@ def test_a_failure_names_its_shard_and_the_cluster_goes_on(cluster: Distributed)
 
 
 def test_a_task_that_kills_every_worker_it_meets() -> None:
-    with Distributed(workers=1) as own, pytest.raises(StageError, match=r"bad: the worker processes that tried it died"):
+    with (
+        Distributed(workers=1) as own,
+        pytest.raises(StageError, match=r"bad: the worker processes that tried it died"),
+    ):
         list(own.map([("bad", commit_suicide, ())]))
 
 
@@ -77,11 +80,15 @@ def test_no_scheduler_there() -> None:
         Distributed(address)
 
 
-def test_an_existing_scheduler_gives_the_same_run(cluster: Distributed, pool_of: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_existing_scheduler_gives_the_same_run(
+    cluster: Distributed, pool_of: Callable[..., Path], tmp_path: Path
+) -> None:
     pool = pool_of(rows_of(300), 3)
     run(pool, tmp_path / "sync")
     Run(recipe(pool), tmp_path / "cluster", cluster.client.scheduler.address, quiet=True).execute()
-    assert digests(tmp_path / "sync", "decisions", "dataset", "provenance") == digests(tmp_path / "cluster", "decisions", "dataset", "provenance")
+    assert digests(tmp_path / "sync", "decisions", "dataset", "provenance") == digests(
+        tmp_path / "cluster", "decisions", "dataset", "provenance"
+    )
 
 
 @pytest.mark.parametrize("workers", [1, 4])

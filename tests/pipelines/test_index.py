@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,19 @@ def index_of(keys: list[int], cuts: list[int], store: Store) -> Index:
     """Build an index over parts that hold these keys, cut at these places."""
     accounts: dict[str, Any] = {}
     edges = [0, *sorted(cuts), len(keys)]
-    for g, (lo, hi) in enumerate(zip(edges, edges[1:], strict=False)):
+    for g, (lo, hi) in enumerate(itertools.pairwise(edges)):
         array = np.array([[k // 3, k] for k in keys[lo:hi]], dtype=">u8").reshape(-1, 2)
         with store.writing(".curate", "keys", f"{g:05d}.npy") as handle:
             np.save(handle, array)
-        part = {"name": f"part-{g:05d}-0000.parquet", "rows": hi - lo, "digest": str(keys[lo:hi]), "chars": 0, "fields": [], "tools": False, "own_ids": False}
+        part = {
+            "name": f"part-{g:05d}-0000.parquet",
+            "rows": hi - lo,
+            "digest": str(keys[lo:hi]),
+            "chars": 0,
+            "fields": [],
+            "tools": False,
+            "own_ids": False,
+        }
         accounts[f"{g:05d}"] = {"parts": [part] if hi > lo else []}
     return build_index(store, accounts)
 

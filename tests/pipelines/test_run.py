@@ -51,8 +51,12 @@ def test_reasons_name_the_cause(pool_of: PoolOf, tmp_path: Path) -> None:
     first = table.filter(pl.col("row") == 3).row(0, named=True)
     assert (copy["decision"], copy["stage"], copy["duplicate_of"]) == ("duplicate", "dedup", first["id"])
     unscored = table.filter(pl.col("row") == 20).row(0, named=True)
-    assert unscored["decision"] == "dropped" and unscored["reason"].startswith("no rating: ") and unscored["score"] is None
-    beyond = table.filter((pl.col("decision") == "dropped") & pl.col("reason").str.contains("^cluster [0-9]+, [0-9]+ of [0-9]+ kept: "))
+    assert (
+        unscored["decision"] == "dropped" and unscored["reason"].startswith("no rating: ") and unscored["score"] is None
+    )
+    beyond = table.filter(
+        (pl.col("decision") == "dropped") & pl.col("reason").str.contains("^cluster [0-9]+, [0-9]+ of [0-9]+ kept: ")
+    )
     assert beyond.height > 200 and beyond["cluster"].null_count() == 0
 
 
@@ -95,9 +99,7 @@ def test_shards_change_nothing(shards: int, pool_of: PoolOf, tmp_path: Path) -> 
     assert kept_ids(one) == kept_ids(many)
     for mine, theirs in ((one, many), (many, one)):
         assert set(ledger(mine)["id"]) == set(ledger(theirs)["id"])
-    assert (
-        pl.read_parquet(tmp_path / "a/dataset/*.parquet").equals(pl.read_parquet(tmp_path / "b/dataset/*.parquet"))
-    )
+    assert pl.read_parquet(tmp_path / "a/dataset/*.parquet").equals(pl.read_parquet(tmp_path / "b/dataset/*.parquet"))
 
 
 def test_the_order_of_the_rows_changes_no_choice(pool_of: PoolOf, tmp_path: Path) -> None:
@@ -183,10 +185,17 @@ def test_a_quota_by_source(pool_of: PoolOf, tmp_path: Path) -> None:
 
 def test_best_response_per_prompt(tmp_path: Path) -> None:
     rows = [
-        {"messages": conversation(f"q{i}", f"answer {j} to {i}"), "rating": (i * 7 + j * 3) % 5 + j / 10} for i in range(20) for j in range(3)
+        {"messages": conversation(f"q{i}", f"answer {j} to {i}"), "rating": (i * 7 + j * 3) % 5 + j / 10}
+        for i in range(20)
+        for j in range(3)
     ]
     write_jsonl(tmp_path / "pool/x.jsonl", rows)
-    job = run(tmp_path / "pool", tmp_path / "run", scorers={"rating": SCORERS["rating"]}, select=[{"use": "best-per-prompt", "on": "rating"}])
+    job = run(
+        tmp_path / "pool",
+        tmp_path / "run",
+        scorers={"rating": SCORERS["rating"]},
+        select=[{"use": "best-per-prompt", "on": "rating"}],
+    )
     kept = set(ledger(job).filter(pl.col("decision") == "kept")["row"])
     best = {max(range(3 * i, 3 * i + 3), key=lambda r: rows[r]["rating"]) for i in range(20)}
     assert kept == best
@@ -227,14 +236,24 @@ def test_nulls_can_stop_the_run(pool_of: PoolOf, tmp_path: Path) -> None:
 def test_a_score_that_no_row_has(pool_of: PoolOf, tmp_path: Path) -> None:
     scorers = {"nothing": {"use": "column", "column": "nowhere"}}
     with pytest.raises(StageError, match="nothing: not one of 50 rows could be scored"):
-        run(pool_of(rows_of(50)), tmp_path / "run", scorers=scorers, select=[{"use": "top-k", "on": "nothing", "budget": 5}])
+        run(
+            pool_of(rows_of(50)),
+            tmp_path / "run",
+            scorers=scorers,
+            select=[{"use": "top-k", "on": "nothing", "budget": 5}],
+        )
 
 
 def test_nan_ratings_are_unscored_rows(tmp_path: Path) -> None:
     rows = rows_of(30)
     text = "".join(json.dumps({**r, "rating": float("nan")} if i % 3 == 0 else r) + "\n" for i, r in enumerate(rows))
     (tmp_path / "pool.jsonl").write_text(text)
-    job = run(tmp_path / "pool.jsonl", tmp_path / "run", scorers={"rating": SCORERS["rating"]}, select=[{"use": "top-k", "on": "rating", "budget": 20}])
+    job = run(
+        tmp_path / "pool.jsonl",
+        tmp_path / "run",
+        scorers={"rating": SCORERS["rating"]},
+        select=[{"use": "top-k", "on": "rating", "budget": 20}],
+    )
     dropped = ledger(job).filter(pl.col("decision") == "dropped")
     assert sorted(dropped["row"]) == list(range(0, 30, 3))
     assert all(r.startswith("no rating: ") for r in dropped["reason"])
@@ -243,7 +262,9 @@ def test_nan_ratings_are_unscored_rows(tmp_path: Path) -> None:
 def test_clashing_ids_stop_before_anything_is_scored(tmp_path: Path) -> None:
     rows = [{**r, "key": i % 10} for i, r in enumerate(rows_of(20))]
     write_jsonl(tmp_path / "pool.jsonl", rows)
-    with pytest.raises(SchemaError, match=r"the id '0' names two different conversations .*pool.jsonl row 0.*row 10.*10 ids clash"):
+    with pytest.raises(
+        SchemaError, match=r"the id '0' names two different conversations .*pool.jsonl row 0.*row 10.*10 ids clash"
+    ):
         run(tmp_path / "x", tmp_path / "run", sources=[{"path": str(tmp_path / "pool.jsonl"), "id": "key"}])
 
 

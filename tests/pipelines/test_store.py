@@ -135,7 +135,13 @@ except RunDirectoryError as error:
     print(error)
 print(store.list("d"))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
     assert "grew past its allowed size. Make room, then run the same command" in done.stdout
     assert done.stdout.endswith("[]\n")
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 65536
