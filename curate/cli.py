@@ -253,7 +253,8 @@ def _tell_story(story: Any) -> None:
 
 def _summary(job: Run, manifest: dict[str, Any]) -> None:
     rows, decisions = manifest["rows"], manifest["decisions"]
-    print(f"{rows['input']:,} rows in")
+    held = rows["examples"] + rows["rejected"]
+    print(f"{rows['input']:,} rows in" + (f", {held:,} responses" if held != rows["input"] else ""))
     width = max(len(f"{n:,}") for n in decisions.values())
     for word in ("kept", "dropped", "corrected", "duplicate", "rejected"):
         if decisions.get(word):

@@ -361,7 +361,8 @@ class Recipe:
                 raise self.error(
                     (*at, "features"),
                     f"{spec['use']} needs features: one of "
-                    f"{', '.join(vectors) or '(no feature scorer in this recipe; add e.g. ngrams: {use: hashed-ngrams})'}; found {features!r}.",
+                    f"{', '.join(vectors) or '(this recipe has no feature scorer; add ngrams: {use: hashed-ngrams})'}; "
+                    f"found {features!r}.",
                 )
         elif features is not None:
             raise self.error((*at, "features"), f"{spec['use']} looks at no features; drop 'features'.")

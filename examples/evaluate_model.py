@@ -18,7 +18,7 @@ Prompt reading
     counted if the two prompts or the two rows' answers are the same up to case and punctuation.  ``share`` is the share
     of rows whose own prompt wins (a tie is no win); ``auc`` the chance that some row's own score beats some row's
     borrowed score, so that the spread between rows counts against it.  For conversations of several answers
-    ``last_answer`` gives the share when all that stands before the last answer is borrowed.
+    ``last_answer`` gives the share when all that stands before the last answer is borrowed, on the first 150 of them.
 """
 
 from __future__ import annotations
@@ -316,7 +316,7 @@ def evaluate(args: argparse.Namespace) -> dict:
         ]
     )
     several = np.array([int((np.diff(r.spoken.astype(int)) == 1).sum()) > 1 for r in encoded])
-    both = [i for i, j in enumerate(other) if several[i] and several[j] and counted[i]]
+    both = [i for i, j in enumerate(other) if several[i] and several[j] and counted[i]][: args.last_answer_rows]
     last_own = [spliced(encoded[i], encoded[i], context, last=True) for i in both]
     last_borrowed = [spliced(encoded[i], encoded[other[i]], context, last=True) for i in both]
     fits = np.array([o.marked.any() and b.marked.any() for o, b in zip(last_own, last_borrowed, strict=True)], bool)
@@ -366,6 +366,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="metrics file; default: metrics.json beside the model")
     parser.add_argument("--overlap", type=float, default=0.6, help="as given to train_model.py")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--last-answer-rows", type=int, default=150, help="conversations in the last-answer test")
     parser.add_argument("--rows", type=int, help="only the first so many pool rows")
     args = parser.parse_args()
 

@@ -14,6 +14,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -87,7 +88,7 @@ def _rows(rng: np.random.Generator, words: pa.Array, n: int, rating: np.ndarray)
     turns = np.where(rng.random(n) < 0.2, 4, 2)
     role = pa.array(["user", "assistant"]).take(pa.array(np.concatenate([np.arange(t) % 2 for t in turns])))
     long = np.tile([30, 125], int(turns.sum()) // 2)
-    content = _texts(rng, words, np.maximum(3, rng.poisson(long * 2 / np.repeat(turns, turns) * 0.95)))
+    content = _texts(rng, words, np.maximum(3, rng.poisson(long * 2 / np.repeat(turns, turns) * 0.8)))
     which = rng.permutation(n)
     broken, copies = which[: n // 200], which[n // 200 : n // 200 + n // 100]
     # Broken: the last answer is white space.
@@ -141,6 +142,7 @@ def run(recipe: Path, directory: Path, workers: int) -> dict[str, Any]:
     """Run ``curate run``; return wall seconds and the peaks of memory."""
     command = [sys.executable, "-m", "curate.cli", "run", str(recipe), "--run", str(directory), "--workers", str(workers)]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "CURATE_CACHE": str(directory.parent / "cache")}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
     root = psutil.Process(job.pid)
@@ -156,9 +158,11 @@ def run(recipe: Path, directory: Path, workers: int) -> dict[str, Any]:
     seconds = time.perf_counter() - began
     if job.returncode:
         raise SystemExit(f"the run failed:\n{told}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     manifest = json.loads((directory / "manifest.json").read_text())
     return {
         "seconds": round(seconds, 2),
+        "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2),
         "peak_tree_mib": round(peak / 2**20),
         "peak_one_process_mib": round(largest / 2**20),
         "memory_samples": samples,

@@ -1,8 +1,8 @@
 """The result: Parquet shards that trainers read, and beside them where each row came from.
 
 ``dataset/`` holds training columns only (``messages``, and ``tools`` when any row has some), because trainers read
-meaning into every column they find.  ``provenance/`` holds, file by file and row by row the same rows, their ids, sources,
-places in the order of choice and scores.
+meaning into every column they find.  ``provenance/`` holds, file by file and row by row,
+the same rows' ids, sources, places in the order of choice and scores.
 """
 
 from __future__ import annotations
@@ -83,12 +83,13 @@ def write_shard(
     rows = 0
     with store.writing(*f"{directory}/dataset".split("/"), shard.name) as handle:
         writer = pq.ParquetWriter(handle, schema, compression="zstd", write_page_index=True, **_content_defined())
+        held: list[pa.Table] = []
         for part, at, scored, order in shard.pieces:
             table = store.read_table("examples", part, columns=columns).take(pa.array(at))
             out = {"messages": training_messages(table.column("messages"), fields)}
             if tools:
                 out["tools"] = table.column("tools")
-            writer.write_table(pa.table(out).cast(schema), row_group_size=ROW_GROUP)
+            held = _write_full_groups(writer, [*held, pa.table(out).cast(schema)])
             twin = table.select(["id", "source", "group", "file", "row"]).append_column("order", pa.array(order))
             for stage in stages:
                 if stage.wide:
@@ -99,10 +100,23 @@ def write_shard(
                         twin = twin.append_column(f"{stage.name}.{name}", scores.column(name))
             twins.append(twin)
             rows += table.num_rows
+        if held:
+            writer.write_table(pa.concat_tables(held).combine_chunks(), row_group_size=ROW_GROUP)
         writer.close()
     if twins:
         store.write_table(pa.concat_tables(twins).combine_chunks(), *f"{directory}/provenance".split("/"), shard.name)
     return rows
+
+
+def _write_full_groups(writer: pq.ParquetWriter, held: list[pa.Table]) -> list[pa.Table]:
+    """Write as many whole row groups as are held; return the rest.  So the cuts between parts leave no trace."""
+    rows = sum(t.num_rows for t in held)
+    if rows < ROW_GROUP:
+        return held
+    table = pa.concat_tables(held)
+    full = rows // ROW_GROUP * ROW_GROUP
+    writer.write_table(table.slice(0, full).combine_chunks(), row_group_size=ROW_GROUP)
+    return [table.slice(full)]
 
 
 def _content_defined() -> dict[str, bool]:

@@ -44,7 +44,7 @@ class Index:
     pool: NDArray[np.int64]
     """(n,) reading-order numbers of the examples that are no duplicates, in canonical order."""
     representative: NDArray[np.int64]
-    """(rows,) for each example in reading order, the number of the one that represents it (itself, if it is no copy)."""
+    """(rows,) for each example in reading order, the number of what represents it: itself, or what it copies."""
     fields: tuple[str, ...]
     tools: bool
 

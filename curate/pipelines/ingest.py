@@ -65,14 +65,13 @@ def group_slices(
         held += rows
     if pending:
         groups.append(tuple(pending))
-    out, left = [], limit
+    out: list[Group] = []
+    before = ""  # under a limit, where a group is cut depends on the groups before it
     for number, members in enumerate(groups):
-        if left is not None and left <= 0:
-            break
         how = [(s.fingerprint, sources[s.source].reading(), recognised[s.source].identity()) for s in members]
-        out.append(Group(number, members, fingerprint("ingest", VERSION, shard_rows, left, how), left))
-        if left is not None:
-            left -= sum(s.rows or 0 for s in members)
+        mark = fingerprint("ingest", VERSION, shard_rows, limit, before, how)
+        out.append(Group(number, members, mark, limit))
+        before = before if limit is None else mark
     return out
 
 

@@ -6,16 +6,14 @@ order, from this run's own finished shards, from earlier runs on this machine, o
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from curate.exceptions import RunDirectoryError
-from curate.fingerprint import fingerprint
 from curate.pipelines.executor import usable_cores
 from curate.pipelines.index import Index, build_index
+from curate.pipelines.rates import known_rates, rate_key
 
 if TYPE_CHECKING:
     from curate.base import Scorer
@@ -79,11 +77,13 @@ def plan(run: Run) -> Plan:
             f"{store.root} is not empty and is no run of curate. Choose another directory with --run."
         )
     accounts = run.read_done(groups)
-    workers = 1 if run.scheduler == "sync" else run.workers or usable_cores()
-    index: Index | None = build_index(store, accounts) if len(accounts) == len(groups) else None
-    rates = _known_rates()
     there = sum(a["rows"] for a in accounts.values())
-    expected = there + sum(g.rows for g in groups if g.name not in accounts)
+    workers = 1 if run.scheduler == "sync" else run.workers or usable_cores()
+    complete = len(accounts) == len(groups) or (run.limit is not None and there >= run.limit)
+    index: Index | None = build_index(store, accounts) if complete else None
+    rates = known_rates()
+    expected = there if complete else there + sum(g.rows for g in groups if g.name not in accounts)
+    expected = expected if run.limit is None else min(expected, run.limit)
     read_seconds = (expected - there) / (rates.get("read") or 10_000.0) / workers
     rows = [
         PlannedStage(
@@ -149,37 +149,3 @@ def _rough(scorer: Scorer, rows: int, chars: float) -> float:
     size = sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder.is_dir() else 0
     parameters = size / 2 if size else 5e8
     return 2 * parameters * chars / CHARS_PER_TOKEN / _FLOPS_PER_CORE
-
-
-# -- rates that this machine showed ----------------------------------------------------------------------------------
-
-
-def _rates_file() -> Path:
-    base = os.environ.get("CURATE_CACHE") or os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "curate" / "rates.json"
-
-
-def rate_key(scorer: Scorer) -> str:
-    return f"{scorer.name}-{fingerprint(scorer.identity())}"
-
-
-def _known_rates() -> dict[str, float]:
-    try:
-        return json.loads(_rates_file().read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-def remember_rate(key: str, rows: int, seconds: float) -> None:
-    """Keep rows per second and worker for later plans; a convenience, so a failure to write is no failure."""
-    if rows < 64 or seconds <= 0:
-        return
-    try:
-        path = _rates_file()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rates = {**_known_rates(), key: round(rows / seconds, 3)}
-        aside = path.with_suffix(f".{os.getpid()}.tmp")
-        aside.write_text(json.dumps(dict(list(rates.items())[-500:]), indent=1))
-        os.replace(aside, path)
-    except OSError:
-        pass

@@ -35,13 +35,15 @@ class Progress:
         self._live: Any = None
         if not quiet and stream.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, TextColumn
+            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
             from rich.progress import Progress as Bars
 
             self._live = Bars(
                 TextColumn("{task.description:<24}"),
-                BarColumn(bar_width=28),
-                TextColumn("{task.percentage:>3.0f}%  {task.fields[told]}"),
+                BarColumn(bar_width=20),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TimeElapsedColumn(),  # moves even while the first shard of a slow stage is under way
+                TextColumn("{task.fields[told]}"),
                 console=Console(file=stream),
             )
             self._live.start()

@@ -34,6 +34,7 @@ from curate.pipelines.executor import Executor, Task, executor
 from curate.pipelines.index import Index, build_index
 from curate.pipelines.ingest import Group, group_slices, ingest
 from curate.pipelines.progress import Progress
+from curate.pipelines.rates import rate_key, remember_rate
 from curate.pipelines.select import Verdicts, select
 from curate.pipelines.store import Store
 from curate.pipelines.worker import Stage, fit, score
@@ -159,10 +160,10 @@ class Run:
         for directory in ("examples", "rejected", ".curate/keys", ".curate/done/read"):
             self.store.sweep(directory)
         accounts = self.read_done(groups)
-        for stale in set(self.store.read_jsons(".curate/done/read")) - {g.name for g in groups}:
-            self._forget_group(stale)
+        before = set(accounts)
         cached = sum(a["rows"] for a in accounts.values())
         total = cached + sum(g.rows for g in groups if g.name not in accounts)
+        total = total if self.limit is None else min(total, self.limit)
         line = progress.stage("read", total, cached)
         todo = [g for g in groups if g.name not in accounts]
         shard_rows = self.recipe.execution.shard_rows
@@ -171,7 +172,7 @@ class Run:
             if self.limit is not None:  # earlier groups may have held more or fewer rows than they promised
                 had = sum(a["rows"] for name, a in accounts.items() if name < batch[0].name)
                 if had >= self.limit:
-                    continue
+                    break
                 batch = [Group(g.number, g.slices, g.fingerprint, self.limit - had) for g in batch]
             tasks: list[Task] = [
                 (
@@ -187,6 +188,9 @@ class Run:
                 line.advance(account["rows"])
         line.total = cached + line.rows
         line.finish()
+        for stale in set(self.store.read_jsons(".curate/done/read")) - set(accounts):
+            self._forget_group(stale)
+        remember_rate("read", line.rows, sum(a["seconds"] for n, a in accounts.items() if n not in before))
         return {name: accounts[name] for name in sorted(accounts)}
 
     def _forget_group(self, name: str) -> None:
@@ -279,11 +283,13 @@ class Run:
                         (self.store, stage, part.name, packed, part.rows, index.digest(part)),
                     )
                 )
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), 0.0
         for name, mark in self._map(tasks):
             marks[name.rpartition(" ")[2]] = mark
+            worked += mark["seconds"]
             line.advance(mark["rows"], mark["tokens"], mark["unscored"])
         line.finish()
+        remember_rate(rate_key(stage.scorer), line.rows, worked)
         unscored = sum(m["unscored"] for m in marks.values())
         self.manifest["stages"][stage.name] = {
             "use": stage.scorer.name,
