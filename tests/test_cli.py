@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -227,26 +228,32 @@ def test_kill_9_and_the_same_command_again(after: int, recipe_file: Recipes, tmp
     assert max(done.values()) == 1  # a finished shard is never computed again
 
 
-def test_plan_imports_no_model_library(recipe_file: Recipes, tmp_path: Path) -> None:
-    scorers = {"likelihood": {"use": "likelihood", "model": str(ROOT / "examples/model")}}
+def test_plan_loads_no_model(recipe_file: Recipes, tmp_path: Path) -> None:
+    """With weights that cannot be loaded the plan stands, and the run says what is wrong with them."""
+    shutil.copytree(ROOT / "examples/model", tmp_path / "model")
+    weights = tmp_path / "model/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    scorers = {"likelihood": {"use": "likelihood", "model": str(tmp_path / "model")}}
     recipe = str(recipe_file(50, scorers=scorers, select=[{"use": "top-k", "on": "likelihood", "budget": 5}]))
-    code = f"""
-import sys
-from curate.cli import main
-try:
-    main(["plan", {recipe!r}])
-finally:
-    print([m for m in ("torch", "distributed", "datasets", "sklearn", "faiss") if m in sys.modules])
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("[]\n") and "likelihood" in done.stdout
+    planned = curate("plan", recipe, cwd=tmp_path)
+    assert planned.returncode == 0 and "likelihood" in planned.stdout, planned.stderr
+    fails(1, "cannot be loaded", "run", recipe, "--scheduler", "sync", cwd=tmp_path)
+
+
+def test_likelihood_through_the_command(recipe_file: Recipes, tmp_path: Path) -> None:
+    scorers = {"likelihood": {"use": "likelihood", "model": str(ROOT / "examples/model")}}
+    steps = [{"use": "top-k", "on": "likelihood", "budget": "300 tokens"}]
+    recipe = str(recipe_file(60, scorers=scorers, select=steps))
+    kept = []
+    for i, more in enumerate(
+        (["--scheduler", "sync"], ["--workers", "2", "--set", "scorers.likelihood.batch_tokens=1"])
+    ):
+        done = curate("run", recipe, "--run", f"run{i}", *more, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        ledger = pl.read_parquet(tmp_path / f"run{i}/decisions/*.parquet").filter(pl.col("decision") == "kept")
+        kept.append(ledger.sort("order")["id"].to_list())
+        assert pl.read_parquet(tmp_path / f"run{i}/provenance/*.parquet")["likelihood.tokens"].sum() <= 300
+    assert kept[0] == kept[1] and kept[0]
 
 
 def test_the_debug_option_shows_the_traceback() -> None:
