@@ -227,8 +227,7 @@ def _slices(
     if word is None:
         raise SourceError(
             f"{url}: no format has this suffix; known: {', '.join(sorted(suffixes))}. Convert the file (a spreadsheet "
-            "can be saved as CSV); if it is of a known format under another name, say which, for example: format: "
-            "jsonl"
+            f"can be saved as CSV); or say which known format it has under another name, for example: format: jsonl"
         )
     if word == "parquet" and compression:
         raise SourceError(

@@ -7,6 +7,7 @@ first path, and yields the same table (``tests/connectors/test_read.py`` holds t
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -189,6 +190,8 @@ class _Rows:
         for i, value in zip(others.tolist(), as_rows(batch.take(pa.array(others))), strict=True):
             self.add(first + i, value)
         slow = self.take()
+        if not slow.examples.num_rows:  # as most often: what is not plain is broken
+            return ReadBatch(fast, slow.rejected, batch.num_rows)
         both = pa.concat_tables([fast, slow.examples]).combine_chunks()
         order = np.argsort(both.column("row").to_numpy(), kind="stable")
         return ReadBatch(both.take(pa.array(order)), slow.rejected, batch.num_rows)
@@ -216,7 +219,9 @@ class _Rows:
             ):
                 return None, None
         lists = batch.column(column)
-        if not pa.types.is_list(lists.type) or not pa.types.is_struct(lists.type.value_type) or lists.null_count:
+        if not (pa.types.is_list(lists.type) or pa.types.is_large_list(lists.type)) or lists.null_count:
+            return None, None
+        if not pa.types.is_struct(lists.type.value_type):
             return None, None
         turns = lists.flatten()
         names = [f.name for f in lists.type.value_type]
@@ -226,13 +231,12 @@ class _Rows:
         role, content = fields.pop("role"), fields.pop("content")
         if any(f.null_count < len(turns) for f in fields.values()):
             return None, None
-        if pa.types.is_dictionary(role.type):
-            role = role.cast(pa.string())
-        if not (pa.types.is_string(role.type) and pa.types.is_string(content.type)):
-            return None, None
         try:
             batch.validate(full=True)  # above all: is every text UTF-8?
+            role, content = (_short_text(x) for x in (role, content))
         except pa.ArrowInvalid:
+            return None, None
+        if role is None or content is None:
             return None, None
 
         lengths = lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
@@ -251,41 +255,94 @@ class _Rows:
         certain = (bad[starts + lengths] == bad[starts]) & (lengths > system) & ((lengths - system) % 2 == 0)
         certain &= per_row <= self.max_chars
 
-        rest = [n for n in batch.schema.names if n != column]
-        chosen = batch if certain.all() else batch.filter(pa.array(certain))
-        cells = as_rows(chosen.select(rest)) if rest else [{}] * chosen.num_rows
+        chosen = batch
+        if not certain.all():
+            chosen = batch.filter(pa.array(certain))
+            keep = pa.array(np.repeat(certain, lengths))
+            role, content, lengths = role.filter(keep), content.filter(keep), lengths[certain]
+        n = chosen.num_rows
+        rest = [c for c in batch.schema.names if c not in self.used or c == self.recognised.id]
+        cells = as_rows(chosen.select(rest)) if rest else [{}] * n
         try:
-            given = [self._id(row) for row in cells]
-            labels = [self._labels(row) for row in cells]
+            given = None if self.recognised.id is None else [self._id(row) for row in cells]
+            labels = [
+                _words(chosen, self.recognised.source, self.label),
+                _words(chosen, self.recognised.group, None),
+            ]
+            extra = [extra_of(row, self.used, -1, None) for row in cells] if rest else pa.nulls(n, pa.string())
         except (RejectedError, AttributeError):  # a missing id, a cell with no Python form
             return None, None
-        lists = chosen.column(column)
-        messages = lists.to_pylist()
-        both = [keys(m, None) for m in messages]
-        content_keys = [k for k, _ in both]
+        content_key, prompt_key = _plain_keys(role, content, lengths)
         arrays = {
-            "id": [k.hex() for k in content_keys] if self.recognised.id is None else given,
-            "messages": _as_messages(lists, role.cast(pa.string()), content, certain, lengths),
-            "tools": pa.nulls(len(both), pa.string()),
-            "source": [s for s, _ in labels],
-            "group": [g for _, g in labels],
-            "extra": [extra_of(row, self.used, -1, None) for row in cells],
-            "content_key": content_keys,
-            "prompt_key": [k for _, k in both],
+            "id": _hex(content_key) if given is None else given,
+            "messages": _as_messages(role, content, lengths),
+            "tools": pa.nulls(n, pa.string()),
+            "source": labels[0],
+            "group": labels[1],
+            "extra": extra,
+            "content_key": pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), n, [None, pa.py_buffer(content_key)]),
+            "prompt_key": pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), n, [None, pa.py_buffer(prompt_key)]),
             "chars": per_row[certain],
             "row": first + np.flatnonzero(certain),
-            "part": np.full(len(both), -1, dtype=np.int32),
+            "part": np.full(n, -1, dtype=np.int32),
         }
         return certain, _table(arrays, EXAMPLE_SCHEMA, self.url)
 
 
-def _as_messages(
-    lists: pa.ListArray, role: pa.Array, content: pa.Array, certain: np.ndarray, lengths: np.ndarray
-) -> pa.ListArray:
-    """Return plain turns as the example schema's messages, without copying a text that stays where it is."""
-    if not certain.all():
-        keep = pa.array(np.repeat(certain, lengths))
-        role, content, lengths = role.filter(keep), content.filter(keep), lengths[certain]
+def _short_text(array: pa.Array) -> pa.StringArray | None:
+    """Return texts with 32-bit offsets (the bytes stay where they are); None if they are no texts."""
+    kind_of = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
+    if not (pa.types.is_string(kind_of) or pa.types.is_large_string(kind_of)):
+        return None
+    return array.cast(pa.string())
+
+
+def _words(batch: pa.RecordBatch, column: str | None, missing: str | None) -> pa.Array | list[str | None]:
+    """Return the labels in a column, ``missing`` where there is nothing; as ``_word`` finds them."""
+    if column is None or column not in batch.schema.names:
+        return pa.repeat(pa.scalar(missing, pa.string()), batch.num_rows)
+    words = _short_text(batch.column(column))
+    if words is None:
+        found = [_word(row, column) for row in as_rows(batch.select([column]))]
+        return [missing if word is None else word for word in found]
+    nothing = pc.fill_null(pc.equal(words, ""), True)
+    return pc.if_else(nothing, pa.scalar(missing, pa.string()), words)
+
+
+def _plain_keys(role: pa.StringArray, content: pa.StringArray, lengths: np.ndarray) -> tuple[bytes, bytes]:
+    """Return the content keys and the prompt keys of plain conversations that end with an assistant turn, 16 bytes each.
+
+    What ``curate.example.keys`` says, on Arrow's buffers: the turns are spelt one after another, so a conversation is one
+    stretch of bytes, and no text becomes a Python object.
+    """
+    length = pc.binary_length(content).cast(pa.string())
+    heads = pa.array([f"{len(r)}:{r}" for r in _ROLES]).take(pc.index_in(role, value_set=pa.array(_ROLES)))
+    spelt = pc.binary_join_element_wise(heads, length, ":", content, "-;-;-;-;-", "")  # the five fields it lacks
+    data = memoryview(spelt.buffers()[2] or b"")
+    at = np.frombuffer(spelt.buffers()[1], np.int32, len(spelt) + 1, spelt.offset * 4)
+    ends = np.cumsum(lengths)
+    begin = hashlib.blake2b(b"-;", digest_size=16)  # no tools
+    contents, prompts = [], []
+    for start, answer, end in zip(at[ends - lengths].tolist(), at[ends - 1].tolist(), at[ends].tolist(), strict=True):
+        digest = begin.copy()
+        digest.update(data[start:answer])
+        prompt = digest.copy()
+        prompt.update(b"|prompt")
+        digest.update(data[answer:end])
+        contents.append(digest.digest())
+        prompts.append(prompt.digest())
+    return b"".join(contents), b"".join(prompts)
+
+
+def _hex(keys: bytes) -> pa.StringArray:
+    """Return 16-byte keys as texts of 32 hex digits."""
+    offsets = np.arange(0, 2 * len(keys) + 1, 32, dtype=np.int32)
+    text = pa.py_buffer(keys.hex().encode("ascii"))
+    return pa.StringArray.from_buffers(len(keys) // 16, pa.py_buffer(offsets), text)
+
+
+def _as_messages(role: pa.StringArray, content: pa.StringArray, lengths: np.ndarray) -> pa.ListArray:
+    """Return plain turns as the example schema's messages, without copying a text."""
     empty = {f.name: pa.nulls(len(role), f.type) for f in MESSAGE_TYPE}
     struct = pa.StructArray.from_arrays(
         list((empty | {"role": role, "content": content}).values()), fields=list(MESSAGE_TYPE)

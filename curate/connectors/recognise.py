@@ -254,9 +254,8 @@ def _samples(slices: list[Slice], source: Source, sample: int) -> Iterator[_File
 def damaged(piece: Slice, error: UnreadableError) -> SourceError:
     """Return the stop for a file whose rest cannot be read."""
     return SourceError(
-        f"{piece.url}: row {error.row}: {error.detail}. What follows cannot be told apart into rows. Repair the file "
-        "there, or add `broken: keep` to this source, to keep the rows before it and list the rest as one rejected "
-        "row."
+        f"{piece.url}: row {error.row}: {error.detail}. What follows cannot be told apart into rows. Repair the file, "
+        f"or add `broken: keep` to this source, to keep the rows before it and list the rest as one rejected row."
     )
 
 
@@ -311,8 +310,8 @@ def _readings(file: _File, declared: Mapping_) -> list[Reading]:
         else:
             contexts = [{"messages": column}]  # turns that lack an answer are what the answer belongs to
     for context in contexts:
-        for role, column in answers:
-            reading = context | {role: column}
+        for role, answer in answers:
+            reading = context | {role: answer}
             if role == "responses" and scores:
                 reading["scores"] = scores[0]
             out.append((_schema_of(reading, optional), reading))

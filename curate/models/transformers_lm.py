@@ -10,6 +10,8 @@ Where the time and the memory go, and what is done about it:
   the right, where a causal model cannot see it: no attention mask is needed, and attention takes its fast causal path.
 * What follows the last scored token is not read, and logits are computed only at positions that predict a scored token,
   a few hundred at a time: T×V numbers never exist at once.
+* On a CPU each thread takes batches of its own.  Threads that share every matrix product wait for each other some
+  hundred times a batch, and where other processes want the cores too, that costs several times the work itself.
 * On out-of-memory the batch is halved, and the budget with it, once and for all.
 
 Hidden states times head are the model's logits for most architectures but not for all, so each model is tested when it
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,7 +43,7 @@ log = logging.getLogger(__name__)
 SMALL = 1_000_000_000
 """Parameters below which dtype "auto" computes in float32."""
 
-_BATCH_TOKENS = {"cpu": 2048, "other": 16384}
+_BATCH_TOKENS = {"cpu": 1024, "other": 16384}
 _HEAD_LOGITS = {"cpu": 2**22, "other": 2**27}  # logits that exist at once: 16 MiB of float32, 512 MiB
 
 
@@ -54,7 +57,7 @@ class TransformersLM(CausalLM):
         the model alone and not on the machine, so that a plan and its workers mean the same scores: float32 below 10⁹
         parameters, the type that the weights are stored in above.
     device : "cpu", "cuda", "cuda:1", "mps"; "auto" takes a GPU where there is one. batch_tokens : tokens of a batch,
-    padding counted; default 2048 on a CPU (activations stay in its cache), 16384 else.
+    padding counted; default 1024 on a CPU (activations stay in its cache), 16384 else.
 
     Raises
     ------
@@ -76,6 +79,7 @@ class TransformersLM(CausalLM):
         self.batch_tokens = batch_tokens or _BATCH_TOKENS[kind]
         """Tokens of a batch; halved for good when memory runs out."""
         self._head_logits = _HEAD_LOGITS[kind]
+        self._one_batch_per_thread = self.device == "cpu" and not _changes_when_run(config)
         self._finish = _logit_map(torch, config)
         with torch.inference_mode():
             self.by_hidden_states = self._head_is_known(torch)
@@ -104,38 +108,59 @@ class TransformersLM(CausalLM):
         lengths = np.array([at[-1] if at.size else 0 for at in scored], dtype=np.int64)
         order = np.argsort(-lengths, kind="stable")  # longest first: if memory runs out, it does so at once
         order = order[lengths[order] > 0]
-        compute = self._by_hidden_states if self.by_hidden_states else self._by_forward
-        i = 0
-        while i < order.size:
-            width = int(lengths[order[i]])
-            batch = order[i : i + max(1, self.batch_tokens // width)]
+        batches = []
+        while order.size:
+            size = max(1, self.batch_tokens // int(lengths[order[0]]))
+            batches.append(order[:size])
+            order = order[size:]
+
+        def score(batch: NDArray[np.int64]) -> None:
+            for j, found in zip(
+                batch, self._score([rows[j][0] for j in batch], [scored[j] for j in batch]), strict=True
+            ):
+                out[j] = found
+
+        threads = torch.get_num_threads()
+        if self._one_batch_per_thread and 1 < threads <= len(batches):
+            try:
+                with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                    list(pool.map(score, batches))
+            finally:
+                torch.set_num_threads(threads)  # what the workers set is the default of every thread to come
+        else:
+            for batch in batches:
+                score(batch)
+        return out
+
+    def _score(
+        self, ids: Sequence[NDArray[np.integer]], scored: Sequence[NDArray[np.int64]]
+    ) -> list[NDArray[np.float32] | None]:
+        """Score one batch, in halves if it does not fit; the first row is the longest."""
+        import torch
+
+        width = int(scored[0][-1])
+        if len(ids) == 1 or len(ids) * width <= self.batch_tokens:
             try:
                 with torch.inference_mode():
-                    found = compute([rows[j][0] for j in batch], [scored[j] for j in batch], width)
+                    found = (self._by_hidden_states if self.by_hidden_states else self._by_forward)(ids, scored, width)
+                return list(np.split(found, np.cumsum([at.size for at in scored])[:-1]))
             except Exception as error:
                 if not _is_out_of_memory(torch, error):
                     raise
-                found = None
-            if found is None:  # outside the except block: the traceback would keep the batch's tensors alive
-                if self.device.startswith("cuda"):
-                    torch.cuda.empty_cache()
-                if batch.size == 1:
-                    out[batch[0]] = None
-                    i += 1
-                else:
-                    self.batch_tokens = width * (batch.size // 2)
-                    log.warning(
-                        "out of memory at %d rows of %d tokens; batches of %d tokens from here on.",
-                        batch.size,
-                        width,
-                        self.batch_tokens,
-                    )
-                continue
-            cuts = np.cumsum([scored[j].size for j in batch])[:-1]
-            for j, logprobs in zip(batch, np.split(found, cuts), strict=True):
-                out[j] = logprobs
-            i += batch.size
-        return out
+            # Outside of the except block, where the traceback no longer keeps the batch's tensors alive.
+            if self.device.startswith("cuda"):
+                torch.cuda.empty_cache()
+            if len(ids) == 1:
+                return [None]
+            self.batch_tokens = min(self.batch_tokens, width * (len(ids) // 2))
+            log.warning(
+                "out of memory at %d rows of %d tokens; batches of %d tokens from here on.",
+                len(ids),
+                width,
+                self.batch_tokens,
+            )
+        half = len(ids) // 2
+        return self._score(ids[:half], scored[:half]) + self._score(ids[half:], scored[half:])
 
     def _check(self, i: int, ids: NDArray[np.integer], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Return the scored positions of a row, or say what is wrong with it."""
@@ -251,6 +276,15 @@ def _logit_map(torch: Any, config: Any) -> Callable[[torch.Tensor], torch.Tensor
     if isinstance(over, float):
         return lambda z: z / over
     return lambda z: z
+
+
+def _changes_when_run(config: Any) -> bool:
+    """Whether a forward pass changes the model: rotary frequencies that follow the length of the input.
+
+    Two threads in such a model would compute with each other's frequencies.
+    """
+    rotary = str(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None))
+    return "dynamic" in rotary or "longrope" in rotary
 
 
 def _is_out_of_memory(torch: Any, error: BaseException) -> bool:

@@ -164,19 +164,25 @@ def _describe(part: pa.Table) -> dict[str, Any]:
 
     messages = part.column("messages").combine_chunks().flatten()
     used = [f for f in OPTIONAL_FIELDS if messages.field(f).null_count < len(messages)]
-    ids = pc.all(pc.equal(pc.binary_length(part.column("id")), 32)).as_py()
     return {
         "rows": part.num_rows,
         "chars": pc.sum(part.column("chars")).as_py() or 0,
         "fields": used,
         "tools": part.column("tools").null_count < part.num_rows,
-        "own_ids": not ids or not _ids_are_keys(part),
+        "own_ids": not _ids_are_keys(part),
     }
 
 
 def _ids_are_keys(part: pa.Table) -> bool:
-    keys = part.column("content_key").to_pylist()
-    return all(i == k.hex() for i, k in zip(part.column("id").to_pylist(), keys, strict=True))
+    """Whether every id is its content key in hex: all texts and all keys as one stretch of bytes each."""
+    import pyarrow.compute as pc
+
+    if not pc.all(pc.equal(pc.binary_length(part.column("id")), 32)).as_py():
+        return False
+    ids = part.column("id").combine_chunks()
+    start = int(np.frombuffer(ids.buffers()[1], np.int32, 1, ids.offset * 4)[0])
+    text = memoryview(ids.buffers()[2])[start : start + 32 * len(ids)]
+    return bytes(text) == key_array(part.column("content_key")).tobytes().hex().encode("ascii")
 
 
 def _first_rows(examples: pa.Table, refused: pa.Table, count: int) -> tuple[pa.Table, pa.Table, int]:

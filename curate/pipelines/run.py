@@ -15,10 +15,11 @@ and its mark names everything that its content depends on.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -119,13 +120,13 @@ class Run:
                 self._executor.close()
                 self._executor = None
 
-    def _map(self, tasks: list[Task]) -> Iterator[tuple[str, Any]]:
+    def _map(self, tasks: Iterable[Task]) -> Iterator[tuple[str, Any]]:
         """Run tasks; workers are started when there is something to do for the first time."""
-        if not tasks:
-            return
-        if self._executor is None:
-            self._executor = executor(self.scheduler, self.workers)
-        yield from self._executor.map(tasks)
+        queue = iter(tasks)
+        for first in queue:
+            if self._executor is None:
+                self._executor = executor(self.scheduler, self.workers)
+            yield from self._executor.map(itertools.chain([first], queue))
 
     # -- before anything runs ----------------------------------------------------------------------------------------
 
@@ -391,25 +392,23 @@ class Run:
         self, accounts: dict[str, dict[str, Any]], index: Index, verdicts: Verdicts, aside: str, progress: Progress
     ) -> dict[str, int]:
         ids = decide.representative_ids(self.store, index)
-        tasks: list[Task] = []
-        for part in index.parts:
-            rows = decide.slices(index, verdicts, part)
-            of_ids = [ids[i] for i in rows.pop("of")[rows["copy"]].tolist()]
-            tasks.append(
-                (
+
+        def tasks() -> Iterator[Task]:  # made when their turn comes: together they hold 44 bytes a row
+            for part in index.parts:
+                rows = decide.slices(index, verdicts, part)
+                of_ids = [ids[i] for i in rows.pop("of")[rows["copy"]].tolist()]
+                yield (
                     f"decide {part.name}",
                     decide.write_part,
                     (self.store, f"{aside}/decisions", part.name, rows, of_ids, verdicts.reasons, verdicts.steps),
                 )
-            )
-        for group, account in accounts.items():
-            if account["rejected"]:
-                tasks.append(
-                    (f"decide rejected {group}", decide.write_rejected, (self.store, f"{aside}/decisions", group))
-                )
+            for group, account in accounts.items():
+                if account["rejected"]:
+                    yield f"decide rejected {group}", decide.write_rejected, (self.store, f"{aside}/decisions", group)
+
         decisions: dict[str, int] = {}
         line = progress.stage("decide", index.rows + self.manifest["rows"]["rejected"])
-        for _, counts in self._map(tasks):
+        for _, counts in self._map(tasks()):
             for word, n in counts.items():
                 decisions[word] = decisions.get(word, 0) + n
             line.advance(sum(counts.values()))

@@ -189,10 +189,7 @@ def _step(
     verdicts.cluster[alive] = -1 if chosen.labels is None else chosen.labels
     verdicts.reason[keep] = verdicts.code(f"kept by {step.name}")
     why = chosen.reasons()[~chosen.mask]
-    texts, which = np.unique(why.astype(str), return_inverse=True)
-    verdicts.reason[out] = (
-        np.array([verdicts.code(t) for t in texts.tolist()], dtype=np.int32)[which] if out.size else 0
-    )
+    verdicts.reason[out] = np.fromiter((verdicts.code(str(text)) for text in why), np.int32, out.size)
     verdicts.kept[out] = False
     verdicts.order[out] = -1
     verdicts.order[keep] = np.arange(keep.size)

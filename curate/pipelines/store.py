@@ -36,6 +36,12 @@ from curate import __version__
 from curate.exceptions import RunDirectoryError
 
 FORMAT = 1
+LABELS = [
+    *("decision", "stage", "reason", "score_name", "threshold", "cluster"),
+    *("source", "group", "file", "part", "messages.list.element.role", "messages.list.element.name"),
+]
+"""Columns of few different values.  Parquet's dictionaries are built for these alone: for texts and ids it would begin
+one, and give it up when it is a megabyte."""
 _STALE = 120.0  # seconds after which a remote lock without a heartbeat is taken over
 
 _NO_SPACE = {
@@ -162,7 +168,7 @@ class Store:
     def write_table(self, table: pa.Table, *parts: str) -> None:
         """Write Parquet (zstd).  The bytes depend on the table alone."""
         with self.writing(*parts) as handle:
-            pq.write_table(table, handle, compression="zstd", compression_level=1)
+            pq.write_table(table, handle, compression="zstd", compression_level=1, use_dictionary=LABELS)
 
     def append_event(self, event: dict[str, Any]) -> None:
         """Add a line to ``.curate/events.jsonl`` (local runs only: object stores cannot append)."""

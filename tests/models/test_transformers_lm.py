@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,37 @@ def test_order_and_company_change_nothing(lm: TransformersLM) -> None:
         back[i] = found
     assert worst(back, together) < 1e-5
     assert worst([lm.token_logprobs([row])[0] for row in rows], together) < 1e-5
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_number_of_threads_changes_nothing(
+    threads: int, lm: TransformersLM, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of(40)
+    expected = lm.token_logprobs(rows)
+    other = TransformersLM(str(tiny_model), device="cpu", batch_tokens=200)
+    seen: set[tuple[int, int]] = set()
+    other._model.base_model.register_forward_pre_hook(
+        lambda *_: seen.add((threading.get_ident(), torch.get_num_threads()))
+    )
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert worst(other.token_logprobs(rows), expected) < 1e-5
+        assert torch.get_num_threads() == threads  # as it was found
+    finally:
+        torch.set_num_threads(before)
+    assert {n for _, n in seen} == {1}  # no thread shares its products
+    assert (threading.get_ident() in {t for t, _ in seen}) == (threads == 1)
+
+
+def test_a_model_that_changes_when_it_is_run_is_run_by_one_thread(tmp_path: Path) -> None:
+    """Rotary frequencies that follow the length: two threads would compute with each other's."""
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+    config = transformers.LlamaConfig(**(SMALL | {"max_position_embeddings": 64}), rope_parameters=rope)
+    folder = str(save_tiny_model(tmp_path / "dynamic", config))
+    assert not TransformersLM(folder, device="cpu")._one_batch_per_thread
+    assert TransformersLM(str(save_tiny_model(tmp_path / "plain")), device="cpu")._one_batch_per_thread
 
 
 def test_what_follows_the_last_scored_token_does_not_matter(lm: TransformersLM) -> None:
