@@ -56,8 +56,8 @@ class TransformersLM(CausalLM):
     dtype : type of weights and activations; logits are always turned to float32 before the softmax.  "auto" depends on
         the model alone and not on the machine, so that a plan and its workers mean the same scores: float32 below 10⁹
         parameters, the type that the weights are stored in above.
-    device : "cpu", "cuda", "cuda:1", "mps"; "auto" takes a GPU where there is one. batch_tokens : tokens of a batch,
-    padding counted; default 1024 on a CPU (activations stay in its cache), 16384 else.
+    device : "cpu", "cuda", "cuda:1", "mps"; "auto" takes a GPU where there is one.
+    batch_tokens : tokens of a batch, padding counted; default 1024 on a CPU (activations stay in its cache), 16384 else.
 
     Raises
     ------
@@ -183,9 +183,7 @@ class TransformersLM(CausalLM):
 
         matrix = np.zeros((len(ids), width), dtype=np.int64)
         for row, values in zip(matrix, ids, strict=True):
-            row[:] = values[
-                0
-            ]  # any id but the pad token: some models warn when they see that without an attention mask
+            row[:] = values[0]  # not the pad token: some models warn when they see that without an attention mask
             row[: min(width, values.size)] = values[:width]
         return torch.from_numpy(matrix).to(self.device)
 
