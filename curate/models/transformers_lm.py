@@ -57,7 +57,7 @@ class TransformersLM(CausalLM):
         the model alone and not on the machine, so that a plan and its workers mean the same scores: float32 below 10⁹
         parameters, the type that the weights are stored in above.
     device : "cpu", "cuda", "cuda:1", "mps"; "auto" takes a GPU where there is one.
-    batch_tokens : tokens of a batch, padding counted; default 1024 on a CPU (activations stay in its cache), 16384 else.
+    batch_tokens : tokens of a batch, padding counted; default 1024 on a CPU (what its cache holds), 16384 else.
 
     Raises
     ------
