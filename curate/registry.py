@@ -68,9 +68,9 @@ def names(kind: Kind) -> list[str]:
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """Return "; did you mean 'x'?" for the closest known word, or an empty string."""
+    """Return "; did you mean 'x'?" for the closest known word, or a full stop: the end of a sentence either way."""
     close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else "."
 
 
 def find(kind: Kind, word: str) -> Any:

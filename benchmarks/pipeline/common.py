@@ -25,7 +25,9 @@ PACKAGES = ("numpy", "pyarrow", "polars", "dask", "distributed", "faiss-cpu", "t
 
 def machine() -> dict[str, Any]:
     """Return what a number depends on: processor, cores, memory, what else was running, versions."""
-    names = [line.partition(":")[2].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     versions = {}
     for package in PACKAGES:
         try:
@@ -52,12 +54,11 @@ def start(recipe: Path, directory: Path, *options: str, log: Path | None = None)
     """Start ``curate run`` as the leader of a process group of its own; what it tells goes to ``log``, or is caught."""
     command = [sys.executable, "-m", "curate.cli", "run", str(recipe), "--run", str(directory), *options]
     cache = str(directory.parent / "cache")
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "CURATE_CACHE": cache, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "CURATE_CACHE": cache, "HF_HUB_OFFLINE": "1"}
     out: Any = subprocess.PIPE if log is None else log.open("a")
     try:
-        return subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, text=True, env=env, cwd=directory.parent, start_new_session=True
-        )
+        where: dict[str, Any] = {"stdout": out, "stderr": subprocess.STDOUT, "cwd": directory.parent, "env": env}
+        return subprocess.Popen(command, text=True, start_new_session=True, **where)
     finally:
         if log is not None:
             out.close()

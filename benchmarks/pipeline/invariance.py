@@ -4,10 +4,11 @@
     python benchmarks/pipeline/invariance.py --rows 0      # the whole example pool
     python benchmarks/pipeline/invariance.py --rows 200    # a look; saves nothing unless --save
 
-Rows of the example pool through heuristics, n-gram features, the shipped language model, ranks and kMQ, once as they are
-and then, one thing changed at a time: 1, 7 and 64 input files; 1, 2 and 4 worker processes; batches of the language model of
-1 row and of 64 rows (of the mean length: its budget is in tokens).  The likelihood is floating-point, and another batch is
-another matrix product: its largest difference is reported, and that of every other column must be 0.
+Rows of the example pool through heuristics, n-gram features, the shipped language model, ranks and kMQ, once as they
+are and then, one thing changed at a time: 1, 7 and 64 input files (and as many parts inside the run); 1, 2 and 4 worker
+processes; batches of the language model of 1 row and of 64 rows (of the mean length: its budget is in tokens).  The
+likelihood is floating-point, and another batch is another matrix product: its largest difference is reported, and that
+of every other column must be 0.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def shard(rows: pl.DataFrame, folder: Path, shards: int) -> Path:
     return folder
 
 
-def recipe(file: Path, pool: Path, batch_tokens: int | None) -> Path:
+def recipe(file: Path, pool: Path, batch_tokens: int | None, shard_rows: int) -> Path:
     likelihood: dict[str, Any] = {"use": "likelihood", "model": str(MODEL)}
     if batch_tokens is not None:
         likelihood["batch_tokens"] = batch_tokens
@@ -55,6 +56,7 @@ def recipe(file: Path, pool: Path, batch_tokens: int | None) -> Path:
                 {"use": "threshold", "on": "heuristics.repetition", "max": 0.9},
                 {"use": "kmq", "features": "ngrams", "quality": "quality", "clusters": 16, "budget": "10%"},
             ],
+            "execution": {"shard_rows": shard_rows},
         },
     )
 
@@ -64,7 +66,8 @@ def scores(directory: Path) -> pl.DataFrame:
     columns = None
     for stage in sorted((directory / "scores").iterdir()):
         name = stage.name.rpartition("-")[0]
-        table = pl.read_parquet(sorted(stage.glob("*.parquet"))).drop("reason").rename(lambda c, n=name: c if c == "id" else f"{n}.{c}")
+        table = pl.read_parquet(sorted(stage.glob("*.parquet"))).drop("reason")
+        table = table.rename({c: f"{name}.{c}" for c in table.columns if c != "id"})
         columns = table if columns is None else columns.join(table, on="id", how="full", coalesce=True)
     for stage in sorted((directory / "features").iterdir()):
         vectors = np.concatenate([np.load(f) for f in sorted(stage.glob("*.npy"))])
@@ -111,7 +114,9 @@ def main() -> None:
         def one(name: str, shards: int = 1, workers: int = 2, batch_tokens: int | None = None) -> Path:
             start = time.perf_counter()
             directory = folder / name.replace(" ", "-")
-            run(recipe(folder / "recipe.yaml", pools[shards], batch_tokens), directory, "--workers", str(workers))
+            part = max(1, rows.height // shards)
+            file = recipe(folder / "recipe.yaml", pools[shards], batch_tokens, part)
+            run(file, directory, "--workers", str(workers))
             seconds[name] = round(time.perf_counter() - start, 1)
             return directory
 
@@ -132,10 +137,10 @@ def main() -> None:
             directory = one(name, **change)
             off = differences(numbers, scores(directory))
             same = kept(directory) == ids
-            results["variants"].append(
-                {"variant": name, "same_ids_in_the_same_order": same, "largest_differences": off, "seconds": seconds[name]}
-            )
-            print(f"{name}: {'the same ids' if same else 'OTHER IDS'}, {seconds[name]} s, off by {off}", flush=True)
+            entry = {"variant": name, "same_ids_in_the_same_order": same, "largest_differences": off}
+            results["variants"].append({**entry, "seconds": seconds[name]})
+            told = {c: d for c, d in off.items() if d > 0} or "nothing"
+            print(f"{name}: {'the same ids' if same else 'OTHER IDS'}, {seconds[name]} s, off by {told}", flush=True)
             wrong = {c: d for c, d in off.items() if d > 0 and not c.startswith("likelihood.")}
             if not same or wrong or off["likelihood.mean_logprob"] > TOLERANCE:
                 raise SystemExit(f"{name}: {'other ids were kept' if not same else f'columns differ: {wrong or off}'}")

@@ -4,15 +4,16 @@
     python benchmarks/pipeline/kill.py --likelihood     # with the shipped language model as a third scorer
     python benchmarks/pipeline/kill.py --kills 4        # a look; saves nothing
 
-Every kill takes the whole process group: the command, the scheduler in it, and the worker processes, in the same instant.
+Every kill takes the whole process group: the command, the scheduler in it, and the worker processes, in the same
+instant.
 
-Mode "apart": twenty runs, each killed once, the i-th at a random moment of the i-th twentieth of an undisturbed run's time;
-then the same command again, to its end.  Mode "in a row": one run, started and killed twenty times (a few shards after it
-went on, or in the steps that follow the last shard, or while it starts), then to its end.
+Mode "apart": twenty runs, each killed once, the i-th at a random moment of the i-th twentieth of an undisturbed run's
+time; then the same command again, to its end.  Mode "in a row": one run, started and killed twenty times (a few shards
+after it went on, or in the steps that follow the last shard, or while it starts), then to its end.
 
 Checked: scores, features, decisions, dataset and provenance are byte for byte those of an undisturbed run; no shard was
-finished twice; and a shard was begun again only if it was under way when the kill came, of which there is at most one per
-worker process.
+finished twice; and a shard was begun again only if it was under way when the kill came, of which there is at most one
+per worker process.
 """
 
 from __future__ import annotations
@@ -96,7 +97,9 @@ def where(directory: Path) -> str:
     if (directory / ".curate/done/select.json").exists():
         return "finished"
     if aside.exists():
-        return "publish" if not (aside / "decisions").exists() else "write" if (aside / "dataset").exists() else "decide"
+        if not (aside / "decisions").exists():
+            return "publish"
+        return "write" if (aside / "dataset").exists() else "decide"
     done = {e["stage"].rpartition("-")[0] or e["stage"] for e in seen if e["event"] == "done"}
     last = seen[-1]["stage"].rpartition("-")[0] or seen[-1]["stage"]
     return last if done else "read"
@@ -144,7 +147,7 @@ def apart(file: Path, folder: Path, calm: dict[str, str], life: float, kills: in
         run(file, directory, *OPTIONS)
         verdict = judge(directory, calm, 1)
         out.append({"seconds": round(moment, 2), "during": at, **verdict})
-        print(f"apart {number}: killed after {moment:.1f} s ({at}), {verdict['begun_again']} shards begun again", flush=True)
+        print(f"apart {number}: killed after {moment:.1f} s ({at}), {verdict['begun_again']} begun again", flush=True)
         shutil.rmtree(directory)
     return out
 
@@ -172,7 +175,8 @@ def in_a_row(file: Path, folder: Path, calm: dict[str, str], shards: int, kills:
             if finished > kills:
                 break
     run(file, directory, *OPTIONS)
-    return {"killed_during": killed, "kills": len(killed), "came_to_the_end_before_the_kill": finished, **judge(directory, calm, len(killed))}
+    verdict = judge(directory, calm, len(killed))
+    return {"killed_during": killed, "kills": len(killed), "came_to_the_end_before_the_kill": finished, **verdict}
 
 
 def main() -> None:

@@ -3,9 +3,10 @@
     python benchmarks/pipeline/throughput.py                    # 200,000 and 1,000,000 rows; writes throughput.json
     python benchmarks/pipeline/throughput.py --sizes 20000      # a look; saves nothing unless --save
 
-A made-up pool of Parquet shards (about 1 kB a row) goes through ``curate run`` as a process of its own with two workers.
-Checked before anything is timed: on a small pool, the rows kept are those that Polars finds by the definition.  Checked
-after each timed run: every row is accounted for, and the numbers of copies, rejected and kept rows are those made.
+A made-up pool of Parquet shards (about 1 kB a row) goes through ``curate run`` as a process of its own with two
+workers.  Checked before anything is timed: on a small pool, the rows kept are those that Polars finds by definition.
+Checked after each timed run: every row is accounted for, and the numbers of copies, rejected and kept rows are those
+made.
 """
 
 from __future__ import annotations
@@ -13,11 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import resource
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -29,18 +27,16 @@ import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
+from common import machine, save, start, write_recipe
 
 from curate.seeding import rng_for
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
 SOURCES = {"web": 0.55, "code": 0.25, "maths": 0.15, "chat": 0.05}
 SHARE, SHARDS, ROW_GROUP = 0.10, 10, 10_000
 MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
 
 
-# -- the pool ------------------------------------------------------------------------------------------------------------
+# -- the pool ----------------------------------------------------------------------------------------------------------
 
 
 def _vocabulary() -> pa.Array:
@@ -70,7 +66,8 @@ def make_pool(folder: Path, n: int, seed: int = 0) -> dict[str, int]:
     made = {"rows": n, "copies": 0, "broken": 0}
     for shard in range(SHARDS):
         lo, hi = n * shard // SHARDS, n * (shard + 1) // SHARDS
-        with pq.ParquetWriter(folder / f"train-{shard:05d}-of-{SHARDS:05d}.parquet", _schema(), compression="zstd") as out:
+        name = f"train-{shard:05d}-of-{SHARDS:05d}.parquet"
+        with pq.ParquetWriter(folder / name, _schema(), compression="zstd") as out:
             for start in range(lo, hi, ROW_GROUP):
                 rows = min(ROW_GROUP, hi - start)
                 table, copies, broken = _rows(rng, words, rows, rating[start : start + rows])
@@ -107,22 +104,23 @@ def _rows(rng: np.random.Generator, words: pa.Array, n: int, rating: np.ndarray)
     return table, copies.size, broken.size
 
 
-def recipe(pool: Path, file: Path) -> Path:
+def recipe(pool: Path, file: Path, shard_rows: int | None = None) -> Path:
     """Write the recipe: no scorer that reads text, a tenth of the rows, the sources in equal shares."""
+    step = {"use": "top-k", "on": "rating", "budget": f"{SHARE:.0%}", "quota": {"by": "source", "shares": SHARES}}
     document = {
         "name": "throughput",
         "sources": [{"path": f"{pool}/*.parquet"}],
         "scorers": {"rating": {"use": "column", "column": "rating"}},
-        "select": [{"use": "top-k", "on": "rating", "budget": f"{SHARE:.0%}", "quota": {"by": "source", "shares": SHARES}}],
+        "select": [step],
+        "execution": {} if shard_rows is None else {"shard_rows": shard_rows},
     }
-    file.write_text(yaml.safe_dump(document, sort_keys=False))
-    return file
+    return write_recipe(file, document)
 
 
 SHARES = {"web": 0.4, "code": 0.3, "maths": 0.2, "chat": 0.1}
 
 
-# -- measuring -----------------------------------------------------------------------------------------------------------
+# -- measuring ---------------------------------------------------------------------------------------------------------
 
 
 def tree(root: psutil.Process) -> tuple[int, int]:
@@ -140,11 +138,9 @@ def tree(root: psutil.Process) -> tuple[int, int]:
 
 def run(recipe: Path, directory: Path, workers: int) -> dict[str, Any]:
     """Run ``curate run``; return wall seconds and the peaks of memory."""
-    command = [sys.executable, "-m", "curate.cli", "run", str(recipe), "--run", str(directory), "--workers", str(workers)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "CURATE_CACHE": str(directory.parent / "cache")}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
-    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+    job = start(recipe, directory, "--workers", str(workers))
     root = psutil.Process(job.pid)
     peak = largest = samples = 0
     while job.poll() is None:
@@ -166,7 +162,7 @@ def run(recipe: Path, directory: Path, workers: int) -> dict[str, Any]:
         "peak_tree_mib": round(peak / 2**20),
         "peak_one_process_mib": round(largest / 2**20),
         "memory_samples": samples,
-        "stages": [line.strip() for line in told.splitlines() if line.startswith(("read:", "rating:", "decide:", "write:"))],
+        "stages": [line for line in told.splitlines() if line.startswith(("read:", "rating:", "decide:", "write:"))],
         "rows": manifest["rows"],
         "decisions": manifest["decisions"],
     }
@@ -195,14 +191,13 @@ def copy(pool: Path, folder: Path, processes: int) -> float:
     return seconds
 
 
-# -- agreement -----------------------------------------------------------------------------------------------------------
+# -- agreement ---------------------------------------------------------------------------------------------------------
 
 
 def expected(pool: Path) -> pl.DataFrame:
     """Return the rows to keep by the definition, from the files alone: (file, row), in reading order."""
-    frames = [
-        pl.read_parquet(f).with_row_index("row").with_columns(pl.lit(str(f)).alias("file")) for f in sorted(pool.iterdir())
-    ]
+    files = sorted(pool.iterdir())
+    frames = [pl.read_parquet(f).with_row_index("row").with_columns(pl.lit(str(f)).alias("file")) for f in files]
     rows = pl.concat(frames).with_row_index("place")
     rows = rows.filter(pl.col("messages").list.last().struct.field("content").str.strip_chars() != "")
     text = pl.col("messages").list.eval(pl.element().struct.field("content")).list.join("\x1f")
@@ -238,35 +233,24 @@ def check_accounts(told: dict[str, Any], made: dict[str, int]) -> None:
     assert decisions["kept"] == int(SHARE * rows["pool"] * (1 + 2**-51))
 
 
-# -- the whole -----------------------------------------------------------------------------------------------------------
-
-
-def machine() -> dict[str, Any]:
-    import platform
-
-    import dask
-    import distributed
-
-    names = [line.partition(":")[2].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "load_before": [round(x, 1) for x in os.getloadavg()],
-        "python": platform.python_version(),
-        **{m.__name__: m.__version__ for m in (np, pa, pl, dask, distributed)},
-    }
+# -- the whole ---------------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[200_000, 1_000_000])
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--shard-rows", type=int, help="examples per shard inside the run; its default if not given")
     parser.add_argument("--dir", help="where the pools and runs are made (several GB); a temporary folder if not given")
     parser.add_argument("--save", action="store_true", help="write throughput.json for other sizes too")
     parser.add_argument("--unchecked", action="store_true", help="leave out the comparison on a small pool")
     args = parser.parse_args()
-    results: dict[str, Any] = {"machine": machine(), "workers": args.workers, "sizes": []}
+    results: dict[str, Any] = {
+        "machine": machine(),
+        "workers": args.workers,
+        "shard_rows": args.shard_rows,
+        "sizes": [],
+    }
     with tempfile.TemporaryDirectory(dir=args.dir, prefix="curate-throughput-") as temporary:
         folder = Path(temporary)
         if not args.unchecked:
@@ -284,7 +268,7 @@ def main() -> None:
                 for g in range(pq.read_metadata(f).num_row_groups)
             )
             one, two = copy(here / "pool", here / "copy", 1), copy(here / "pool", here / "copy", 2)
-            told = run(recipe(here / "pool", here / "recipe.yaml"), here / "run", args.workers)
+            told = run(recipe(here / "pool", here / "recipe.yaml", args.shard_rows), here / "run", args.workers)
             check_accounts(told, made)
             entry = {
                 "rows": n,
@@ -301,7 +285,7 @@ def main() -> None:
             print(json.dumps(entry, indent=1), flush=True)
             shutil.rmtree(here)
     if args.save or args.sizes == parser.get_default("sizes"):
-        (HERE / "throughput.json").write_text(json.dumps(results, indent=1) + "\n")
+        save("throughput.json", results)
 
 
 if __name__ == "__main__":

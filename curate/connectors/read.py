@@ -310,10 +310,10 @@ def _words(batch: pa.RecordBatch, column: str | None, missing: str | None) -> pa
 
 
 def _plain_keys(role: pa.StringArray, content: pa.StringArray, lengths: np.ndarray) -> tuple[bytes, bytes]:
-    """Return the content keys and the prompt keys of plain conversations that end with an assistant turn, 16 bytes each.
+    """Return the content keys and the prompt keys of plain conversations that end with an assistant turn.
 
-    What ``curate.example.keys`` says, on Arrow's buffers: the turns are spelt one after another, so a conversation is one
-    stretch of bytes, and no text becomes a Python object.
+    What ``curate.example.keys`` says, on Arrow's buffers: the turns are spelt one after another, so a conversation is
+    one stretch of bytes, and no text becomes a Python object.  16 bytes a row each, joined.
     """
     length = pc.binary_length(content).cast(pa.string())
     heads = pa.array([f"{len(r)}:{r}" for r in _ROLES]).take(pc.index_in(role, value_set=pa.array(_ROLES)))

@@ -73,7 +73,8 @@ def locate(model: str, *, weights: bool = True) -> Source:
         parent = next(p for p in folder.absolute().parents if p.is_dir())
         raise ModelError(
             f"model {model!r}: no such folder ({_listing(parent)}), and not a name on the Hub "
-            "('org/name' or 'org/name@revision'); check the path, which is taken relative to the working directory."
+            "('org/name' or 'org/name@revision'); check the path (in a recipe './NAME' is relative to the recipe's own "
+            "folder, from Python to the working directory)."
         )
     return Source(name, _resolve(name, revision or "main", asked=model))
 

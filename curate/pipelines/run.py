@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from curate import __version__
-from curate.exceptions import AccountingError, RunError, StageError
+from curate.exceptions import AccountingError, ModelError, RunError, StageError
 from curate.fingerprint import fingerprint
 from curate.pipelines import decide, export
 from curate.pipelines.executor import Executor, Task, executor
@@ -145,10 +145,14 @@ class Run:
 
     def _identify(self) -> dict[str, Stage]:
         """Name every scoring stage by all that its numbers depend on: finds its model, loads none."""
-        return {
-            name: Stage(name, scorer, fingerprint("score", scorer.identity()), fitted=scorer.fit_rows > 0)
-            for name, scorer in self.recipe.scorers.items()
-        }
+        stages = {}
+        for name, scorer in self.recipe.scorers.items():
+            try:
+                identity = scorer.identity()
+            except ModelError as error:
+                raise ModelError(f"scorer {name!r}: {error}") from error
+            stages[name] = Stage(name, scorer, fingerprint("score", identity), fitted=scorer.fit_rows > 0)
+        return stages
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -271,6 +275,9 @@ class Run:
         marks = self.score_done(stage, index)
         kept = {p.stem: index.kept(p) for p in index.parts}
         cached = sum(int(kept[s].sum()) for s in marks)
+        others = [d for d in self.store.list(stage.directory.partition("/")[0]) if d.rpartition("-")[0] == stage.name]
+        if not marks and any(d != stage.key for d in others):
+            progress.say(f"{stage.name}: parameters, model or code differ from those of the scores that are there")
         line = progress.stage(stage.name, index.n, cached)
         line.unscored = sum(m["unscored"] for m in marks.values())
         tasks: list[Task] = []

@@ -6,6 +6,7 @@ own reason, or stop the run, as the step's ``nulls`` says; they are never given 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -188,8 +189,10 @@ def _step(
     verdicts.threshold[alive] = chosen.thresholds
     verdicts.cluster[alive] = -1 if chosen.labels is None else chosen.labels
     verdicts.reason[keep] = verdicts.code(f"kept by {step.name}")
-    why = chosen.reasons()[~chosen.mask]
-    verdicts.reason[out] = np.fromiter((verdicts.code(str(text)) for text in why), np.int32, out.size)
+    # A selector on plain arrays speaks of "score"; here the score has a name.
+    named = step.on is not None and chosen.basis_name == "score"
+    texts = [re.sub(r"\bscore\b", str(step.on), str(t)) if named else str(t) for t in chosen.reasons()[~chosen.mask]]
+    verdicts.reason[out] = np.fromiter((verdicts.code(text) for text in texts), np.int32, out.size)
     verdicts.kept[out] = False
     verdicts.order[out] = -1
     verdicts.order[keep] = np.arange(keep.size)
@@ -200,7 +203,7 @@ def _step(
             "in": int(before),
             "kept": int(keep.size),
             "dropped": int(before - keep.size),
-            "score": chosen.basis_name if chosen.basis is not None else None,
+            "score": None if chosen.basis is None else step.on if named else chosen.basis_name,
             "threshold": chosen.threshold,
             "budget": None if step.budget is None else str(step.budget),
             "tokens": int(columns["cost"][keep].sum()) if "cost" in columns else None,

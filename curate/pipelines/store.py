@@ -65,6 +65,11 @@ def explain_write(path: str, error: OSError) -> RunDirectoryError:
     return RunDirectoryError(f"cannot write {path}: {error}.")
 
 
+def _json(value: Any, indent: int | None = None) -> bytes:
+    """Return JSON in UTF-8; half a surrogate pair, which a column's name may hold, as JSON's escape for it."""
+    return (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
 @dataclass
 class Store:
     """Reads and writes one run directory.  Small and picklable: workers get a copy."""
@@ -163,7 +168,7 @@ class Store:
             handle.write(data)
 
     def write_json(self, value: Any, *parts: str) -> None:
-        self.write_bytes((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(), *parts)
+        self.write_bytes(_json(value, indent=1), *parts)
 
     def write_table(self, table: pa.Table, *parts: str) -> None:
         """Write Parquet (zstd).  The bytes depend on the table alone."""
@@ -175,7 +180,7 @@ class Store:
         if self.local:
             try:
                 with open(self.path(".curate", "events.jsonl"), "ab") as handle:
-                    handle.write((json.dumps(event, ensure_ascii=False) + "\n").encode())
+                    handle.write(_json(event))
             except OSError as error:
                 raise explain_write(self.path(".curate", "events.jsonl"), error) from error
 
