@@ -94,6 +94,7 @@ class Run:
         try:
             self.store.claim(self.recipe.name)
             with self.store.lock(), self._cluster():
+                self.store.sweep()
                 self._begin(recognised)
                 for text in (r.text for r in recognised):
                     progress.say(text)
@@ -106,6 +107,7 @@ class Run:
                         self._score(stage, index, progress)
                 if until == "write":
                     self._write(accounts, index, stages, progress)
+                self.store.sweep()  # a worker that died in the middle of a file leaves it aside
                 self._end("complete" if until == "write" else f"{until} complete")
         finally:
             progress.close()
@@ -162,8 +164,6 @@ class Run:
         return {g.name: done[g.name] for g in groups if done.get(g.name, {}).get("fingerprint") == g.fingerprint}
 
     def _read(self, groups: list[Group], recognised: list[Recognised], progress: Progress) -> dict[str, dict[str, Any]]:
-        for directory in ("examples", "rejected", ".curate/keys", ".curate/done/read"):
-            self.store.sweep(directory)
         accounts = self.read_done(groups)
         before = set(accounts)
         cached = sum(a["rows"] for a in accounts.values())
@@ -270,8 +270,6 @@ class Run:
         return {p.stem: done[p.stem] for p in index.parts if done.get(p.stem, {}).get("digest") == index.digest(p)}
 
     def _score(self, stage: Stage, index: Index, progress: Progress) -> None:
-        self.store.sweep(stage.directory)
-        self.store.sweep(f".curate/done/{stage.key}")
         marks = self.score_done(stage, index)
         kept = {p.stem: index.kept(p) for p in index.parts}
         cached = sum(int(kept[s].sum()) for s in marks)
@@ -436,6 +434,7 @@ class Run:
 
     def _publish(self, aside: str) -> None:
         """Put the new decisions and dataset in place of the old ones."""
+        self.store.sweep(*aside.split("/"))
         self.store.remove(".curate", "done", "select.json")
         for name in ("decisions", "provenance", "dataset"):
             self.store.remove(name)

@@ -102,6 +102,8 @@ class Store:
     def path(self, *parts: str) -> str:
         """Return a path inside the run; parts may not climb out of it."""
         joined = "/".join(parts)
+        if not joined:
+            return self.root
         if joined.startswith("/") or ".." in joined.split("/"):
             raise RunDirectoryError(f"{joined!r} lies outside the run directory.")
         return f"{self.root}/{joined}"
@@ -195,11 +197,17 @@ class Store:
         except FileNotFoundError:
             return []
 
-    def sweep(self, directory: str) -> None:
-        """Remove what an interrupted write left aside."""
-        for name in self.list(directory):
-            if name.endswith(".tmp"):
-                self.remove(directory, name)
+    def sweep(self, *parts: str) -> None:
+        """Remove what interrupted writes left aside, here and in all folders below (an object store keeps no such thing).
+
+        Only while nothing is being written: at the start of a run, and when a worker may have died in the middle.
+        """
+        if self.local:
+            for folder, _, names in os.walk(self.path(*parts)):
+                for name in names:
+                    if name.endswith(".tmp"):
+                        with contextlib.suppress(FileNotFoundError):
+                            os.unlink(os.path.join(folder, name))
 
     # -- ownership ---------------------------------------------------------------------------------------------------
 

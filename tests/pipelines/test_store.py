@@ -145,3 +145,11 @@ print(store.list("d"))
     assert "grew past its allowed size. Make room, then run the same command" in done.stdout
     assert done.stdout.endswith("[]\n")
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 65536
+
+
+def test_what_a_killed_writer_left_aside_is_swept(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.write_bytes(b"whole", "scores", "x-1", "part.parquet")
+    (tmp_path / "scores/x-1/part.parquet.0123456789ab.tmp").write_bytes(b"ha")
+    store.sweep()
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["part.parquet"]
