@@ -191,8 +191,12 @@ def _step(
     verdicts.reason[keep] = verdicts.code(f"kept by {step.name}")
     # A selector on plain arrays speaks of "score"; here the score has a name.
     named = step.on is not None and chosen.basis_name == "score"
-    texts = [re.sub(r"\bscore\b", str(step.on), str(t)) if named else str(t) for t in chosen.reasons()[~chosen.mask]]
-    verdicts.reason[out] = np.fromiter((verdicts.code(text) for text in texts), np.int32, out.size)
+    left_out = chosen.reasons()[~chosen.mask]  # few different texts: each is spelt and numbered once
+    numbered = {
+        t: verdicts.code(re.sub(r"\bscore\b", lambda _: str(step.on), t) if named else t)
+        for t in dict.fromkeys(left_out)
+    }
+    verdicts.reason[out] = np.fromiter((numbered[t] for t in left_out), np.int32, out.size)
     verdicts.kept[out] = False
     verdicts.order[out] = -1
     verdicts.order[keep] = np.arange(keep.size)
