@@ -134,7 +134,8 @@ def select(
     missing = [f"{s.name} ({s.rows - s.there:,} of {s.rows:,} rows)" for s in make_plan(job).stages if s.there < s.rows]
     if missing:
         raise RunError(
-            f"not scored yet: {', '.join(missing)}. Run 'curate score' with the same recipe and options first, or 'curate run' for all at once."
+            f"not scored yet: {', '.join(missing)}. Run 'curate score' with the same recipe and options first, or "
+            "'curate run' for all at once."
         )
     _summary(job, job.execute())
 

@@ -31,6 +31,9 @@ def blocks(page: Path, *languages: str) -> list[str]:
     return [m[3] for m in FENCE.finditer(page.read_text(encoding="utf-8")) if m[2] in languages]
 
 
+WITH_SNIPPETS = [page for page in PAGES if blocks(page, "python")]
+
+
 def outside_blocks(page: Path) -> str:
     return FENCE.sub("", page.read_text(encoding="utf-8"))
 
@@ -44,13 +47,11 @@ def examples() -> pa.Table:
     return rows.sort_by("chars").slice(0, 8).combine_chunks()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+@pytest.mark.parametrize("page", WITH_SNIPPETS, ids=lambda page: page.name)
 def test_snippets_run_and_print_what_they_say(
     page: Path, examples: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snippets = blocks(page, "python")
-    if not snippets:
-        pytest.skip("no snippets")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     module = types.ModuleType("snippet")  # in sys.modules, because a class that travels to a worker is found there

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from curate import registry
-from curate.connectors.formats import Broken, Slice, UnreadableError, records_of
+from curate.connectors.formats import Broken, Slice, UnreadableError, printable, records_of
 from curate.connectors.normalise import ROLE_WORDS, RejectedError, kind, parsed
 from curate.connectors.source import Source
 from curate.exceptions import SchemaError, SourceError
@@ -112,7 +112,7 @@ class Recognised:
             parts.append(f"group from column {self.group!r}")
         if self.extra:
             parts.append(f"kept in extra: {', '.join(self.extra)}")
-        return "; ".join([*parts, *self.notes])
+        return printable("; ".join([*parts, *self.notes]))
 
     def _source(self) -> str:
         if self.name is not None:

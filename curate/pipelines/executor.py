@@ -116,8 +116,10 @@ class Distributed(Executor):
                     self._client = Client(self._cluster, timeout="60s")
                 except (OSError, TimeoutError, RuntimeError) as error:
                     raise SchedulerError(
-                        f"a local cluster of {workers} worker processes could not be started: {error}. "
-                        "Try --workers 1, or --scheduler sync."
+                        f"a local cluster of {workers} worker processes could not be started "
+                        f"({str(error).rstrip('.')}). "
+                        "Try --workers 1, or --scheduler sync; a script must call curate under "
+                        "'if __name__ == \"__main__\":', because worker processes import it again."
                     ) from error
         else:
             try:
@@ -125,8 +127,7 @@ class Distributed(Executor):
             except (OSError, TimeoutError, ValueError) as error:
                 raise SchedulerError(
                     f"no Dask scheduler answers at {address} ({type(error).__name__}). Start one with 'dask "
-                    "scheduler' and "
-                    "workers with 'dask worker', or leave --scheduler out for a local cluster."
+                    "scheduler' and workers with 'dask worker', or leave --scheduler out for a local cluster."
                 ) from error
         info = self._client.scheduler_info(n_workers=-1)
         self.workers = len(info["workers"])

@@ -198,7 +198,7 @@ class Store:
             return []
 
     def sweep(self, *parts: str) -> None:
-        """Remove what interrupted writes left aside, here and in all folders below (an object store keeps no such thing).
+        """Remove what interrupted writes left aside, here and in all folders below (object stores keep no such thing).
 
         Only while nothing is being written: at the start of a run, and when a worker may have died in the middle.
         """
