@@ -16,14 +16,19 @@ _PUBLIC = {
     "Selector": "curate.base",
     "Corrector": "curate.base",
     "Connector": "curate.base",
+    "Exporter": "curate.exporters.base",
     "Selection": "curate.base",
     "Recipe": "curate.recipe",
     "Run": "curate.pipelines.run",
     "CurateError": "curate.exceptions",
     "read": "curate.pipelines.api",
     "score": "curate.pipelines.api",
+    "export": "curate.pipelines.api",
 }
-_SUBPACKAGES = ("scorers", "selectors", "correctors", "connectors", "models", "numerics", "pipelines", "testing")
+_SUBPACKAGES = (
+    *("scorers", "selectors", "correctors", "connectors", "exporters"),
+    *("models", "numerics", "pipelines", "testing"),
+)
 
 __all__ = ["__version__", *sorted(_PUBLIC), *_SUBPACKAGES]
 

@@ -45,6 +45,8 @@ class Parameters:
     version: ClassVar[int] = 1
     """Raised whenever the same parameters would give other numbers; part of the fingerprint."""
 
+    reference: ClassVar[str | None] = None
+    """The work that the method is from, on one line, for citing it: "Hu et al. 2025, *Title* (arXiv:…)"."""
     neutral: ClassVar[tuple[str, ...]] = ()
     """Parameters that change no number beyond the tolerance (a device, a batch size): left out of the fingerprint."""
 
@@ -309,44 +311,56 @@ class Selection:
         return last[strata]
 
     def reasons(self) -> NDArray[np.object_]:
-        """(n,) why each row was not chosen, None where it was.
+        """(n,) why each row was not chosen, None where it was."""
+        codes, texts = self.coded_reasons()
+        return np.array([*texts, None], dtype=object)[codes]
+
+    def coded_reasons(self) -> tuple[NDArray[np.int32], list[str]]:
+        """Return why each row was not chosen as (n,) numbers into a list of texts; -1 where it was.
 
         Few distinct texts (a handful, or one or two a group), so that the column compresses; the numbers of a single
         row stand in ``basis``, ``thresholds`` and ``place``.
         """
-        out = np.full(self.n, None, dtype=object)
-        left_out = self.place < 0
-        out[left_out] = "not among the rows that were ranked"
-        out[left_out & self.excluded] = self.why_not or "left out by the selector"
+        out = np.full(self.n, -1, dtype=np.int32)
+        texts: list[str] = []
+
+        def code(*words: str) -> NDArray[np.int32]:
+            texts.extend(words)
+            return np.arange(len(texts) - len(words), len(texts), dtype=np.int32)
+
+        left_out = np.ones(self.n, dtype=bool)
+        left_out[self.order] = False
+        out[left_out] = code("not among the rows that were ranked")
+        out[left_out & self.excluded] = code(self.why_not or "left out by the selector")
         if self.no_share is not None:
             assert self.strata is not None
             for stratum in np.flatnonzero(self.no_share):
-                out[self.strata == stratum] = f"{self.strata_names[stratum]} has no share in the quota"
+                out[self.strata == stratum] = code(f"{self.strata_names[stratum]} has no share in the quota")
         past = self.order[self.size :]
         below = "below" if self.descending else "above"
         follows = self.basis is not None and self.descending is not None
         of = "the" if self.strata is None else "its"
         if not follows:
             words = ["after the last row kept, in the order of choice"]
-            which = np.zeros(past.size, dtype=np.int64)
+            which = np.zeros(past.size, dtype=np.int8)
         else:
             assert self.basis is not None
             words = [
                 f"{self.basis_name} {below} that of {of} last row kept",
                 f"{self.basis_name} equal to that of {of} last row kept, which stands earlier in the pool",
             ]
-            which = (self.basis[past] == self._last_kept()[past]).astype(np.int64)
+            which = (self.basis[past] == self._last_kept()[past]).astype(np.int8)
         if self.strata is None:
-            out[past] = np.array(words if self.size else ["the budget keeps no row"] * 2, dtype=object)[which]
-            return out
+            out[past] = code(*words)[which] if self.size else code("the budget keeps no row")
+            return out, texts
         sizes = np.bincount(self.strata[self.order], minlength=len(self.strata_names))
         kept = np.bincount(self.strata[self.indices], minlength=len(self.strata_names))
-        texts = np.empty((len(self.strata_names), len(words)), dtype=object)
+        numbers = np.empty((len(self.strata_names), len(words)), dtype=np.int32)
         for s, name in enumerate(self.strata_names):
             head = f"{name}, {kept[s]:,} of {sizes[s]:,} kept: "
-            texts[s] = [head + (word if kept[s] else "no place fell to it") for word in words]
-        out[past] = texts[self.strata[past], which]
-        return out
+            numbers[s] = code(*(head + word for word in words)) if kept[s] else code(head + "no place fell to it")
+        out[past] = numbers[self.strata[past], which]
+        return out, texts
 
     def explain(self, row: int) -> str:
         """Say in one sentence what became of a row, with its numbers.  O(n): for a person, not for a million rows."""
@@ -425,7 +439,8 @@ class Selector(Parameters, ABC):
         quality : float array (n,), higher is better, for selectors that weigh rows.
         groups : array (n,) of labels that the selector itself works by (prompts).
         cost : array (n,), tokens of each row, for a budget in tokens.
-        quota, quota_groups : shares and the labels (n,) they are over (a source, a task); see ``curate.Quota``.
+        quota, quota_groups : shares and the labels (n,) they are over (a source, a task), as an array or an Arrow
+            dictionary array; see ``curate.Quota``.
 
         Raises
         ------
@@ -540,6 +555,8 @@ def _labels(labels: Any, n: int, what: str, *, caller: str) -> tuple[NDArray[np.
     """Return (codes, names) of labels of any kind: text, whole numbers, byte keys (named in hex), None (named "")."""
     if labels is None:
         return None, []
+    if hasattr(labels, "dictionary"):
+        return _dictionary_labels(labels, n, what, caller=caller)
     array = np.asarray(labels)
     if array.shape != (n,):
         raise InputError(f"{caller}: {what} must be one label a row, ({n},); found shape {array.shape}.")
@@ -550,6 +567,18 @@ def _labels(labels: Any, n: int, what: str, *, caller: str) -> tuple[NDArray[np.
     names = sorted(set(words))
     code = {name: i for i, name in enumerate(names)}
     return np.fromiter(map(code.__getitem__, words), dtype=np.int64, count=n), names
+
+
+def _dictionary_labels(labels: pa.DictionaryArray, n: int, what: str, *, caller: str) -> tuple[Any, list[str]]:
+    """Return (codes, names) of labels that are numbered already: no text of a row is made."""
+    if len(labels) != n:
+        raise InputError(f"{caller}: {what} must be one label a row, ({n},); found shape ({len(labels)},).")
+    words = ["" if v is None else str(v) for v in labels.dictionary.to_pylist()]
+    codes = labels.indices.to_numpy(zero_copy_only=False)
+    there = np.bincount(codes, minlength=len(words)) > 0
+    names = sorted({word for word, used in zip(words, there, strict=True) if used})
+    rank = {name: i for i, name in enumerate(names)}
+    return np.array([rank.get(word, 0) for word in words], dtype=np.int64)[codes], names
 
 
 @dataclass(frozen=True)

@@ -202,18 +202,23 @@ def interleave(
     n = groups.size
     if not n:
         return np.empty(0, dtype=np.int64)
-    cost = np.ones(n) if cost is None else np.asarray(cost, dtype=np.float64)
+    cost = None if cost is None else np.asarray(cost, dtype=np.float64)
+    sizes = np.bincount(groups, minlength=len(weights))
     by_group = np.argsort(groups, kind="stable")
-    running = np.r_[0.0, np.cumsum(cost[by_group])]
-    starts = np.flatnonzero(np.r_[True, np.diff(groups[by_group]) != 0])
-    base = np.repeat(running[starts], np.diff(np.r_[starts, n]))  # cost of all that stands ahead of each row's group
-    # As a mean of two cumulative sums: each is monotone within a group whatever the rounding, so the mean is.
-    middle = np.empty(n)
-    middle[by_group] = ((running[:-1] - base) + (running[1:] - base)) / 2
-    share = np.asarray(weights, dtype=np.float64)[groups]
-    taking_part = np.flatnonzero(share > 0)
-    place = middle[taking_part] / share[taking_part]
-    return taking_part[np.argsort(place, kind="stable")]
+    place = np.empty(n)
+    end = 0
+    for group in np.flatnonzero(sizes):  # a group at a time: of what is as long as the pool, only the places are held
+        rows = by_group[end : end + sizes[group]]
+        end += sizes[group]
+        if weights[group] > 0:
+            running = np.arange(rows.size + 1.0) if cost is None else np.r_[0.0, np.cumsum(cost[rows])]
+            # As a mean of two cumulative sums: each is monotone whatever the rounding, so the mean is.
+            place[rows] = (running[:-1] + running[1:]) / 2 / weights[group]
+        else:
+            place[rows] = np.inf  # after everybody, then cut off
+    del by_group
+    taking_part = int(sizes[np.asarray(weights) > 0].sum())
+    return np.argsort(place, kind="stable")[:taking_part]
 
 
 def afford(

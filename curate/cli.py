@@ -71,17 +71,25 @@ def _make(
     limit: int | None,
     quiet: bool,
 ) -> Run:
-    from curate.exceptions import RecipeError
     from curate.pipelines.run import Run
-    from curate.recipe import Recipe, parse_value
+    from curate.recipe import Recipe
 
-    overrides: dict[str, Any] = {}
+    overrides = _pairs(sets, "select.0.budget=5%")
+    return Run(Recipe.load(recipe, overrides), run, scheduler, workers, limit, quiet)
+
+
+def _pairs(sets: list[str] | None, example: str) -> dict[str, Any]:
+    """Return what ``--set KEY=VALUE`` said, values read as a recipe would."""
+    from curate.exceptions import RecipeError
+    from curate.recipe import parse_value
+
+    out: dict[str, Any] = {}
     for item in sets or []:
         key, eq, value = item.partition("=")
         if not eq or not key:
-            raise RecipeError(f"--set {item!r}: KEY=VALUE was asked, e.g. --set select.0.budget=5%.")
-        overrides[key] = parse_value(value)
-    return Run(Recipe.load(recipe, overrides), run, scheduler, workers, limit, quiet)
+            raise RecipeError(f"--set {item!r}: KEY=VALUE was asked, e.g. --set {example}.")
+        out[key] = parse_value(value)
+    return out
 
 
 @app.command()
@@ -195,17 +203,139 @@ def why(
         _tell_story(story)
 
 
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")],
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="FILE", help="Where to write it [default: RUN/report.html].")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", min=0, metavar="N", help="Rows shown with their texts [default: 300].")
+    ] = None,
+) -> None:
+    """Write the report of a finished run: one HTML file, to be opened anywhere."""
+    from curate.pipelines.report import write_report
+    from curate.pipelines.store import Store
+    from curate.pipelines.view import SAMPLES
+
+    store = Store(run if "://" in run else os.path.abspath(run))
+    written = write_report(store, out, samples=SAMPLES if samples is None else samples)
+    print(f"report     {written.path}  ({written.bytes / 1e6:.1f} MB)")
+    for problem in written.problems:
+        print(f"curate: {problem}", file=sys.stderr)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN…", help="Two or more run directories.")],
+    html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write a page, too.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Compare what runs kept: overlap, what only one kept, composition, scores."""
+    from curate.pipelines.compare import compare as compare_runs
+    from curate.pipelines.compare import tell, write_page
+
+    found = compare_runs(runs)
+    print(json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else tell(found))
+    if html is not None:
+        path = write_page(found, html)
+        print(f"page       {path}", file=sys.stderr if as_json else sys.stdout)
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")],
+    format: Annotated[str, typer.Option("--format", "-f", metavar="NAME", help="See 'curate list exporters'.")],
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="DIR", help="Folder or URL [default: RUN/exports/NAME].")
+    ] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", metavar="KIND", help="parquet, jsonl, jsonl.gz or jsonl.zst.")
+    ] = None,
+    set: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the format, e.g. turns=last.")
+    ] = None,
+    shard_rows: Annotated[int, typer.Option("--shard-rows", min=1, metavar="N", help="Rows per file.")] = 100_000,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop if the format cannot hold every row.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write the kept rows in a trainer's format; rows that it cannot hold are counted, with reasons."""
+    from curate.pipelines.handover import export_run, place_of
+    from curate.pipelines.progress import Progress
+    from curate.pipelines.store import Store
+    from curate.recipe import exporter_of
+
+    exporter = exporter_of(format, _pairs(set, "turns=last"))
+    progress = Progress(sys.stderr, quiet=quiet)
+    try:
+        made = export_run(
+            Store(place_of(run)),
+            exporter,
+            None if to is None else place_of(to),
+            file=file,
+            shard_rows=shard_rows,
+            strict=strict,
+            progress=progress,
+        )
+    finally:
+        progress.close()
+    print(made.text)
+    print(f"written to {made.path}")
+    if made.refused:
+        print(f"refused rows are listed in {made.path}/refused.parquet")
+
+
+@app.command()
+def push(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The directory (or URL) of a finished run.")],
+    repository: Annotated[str, typer.Argument(metavar="USER/NAME", help="Dataset repository on the Hub.")],
+    private: Annotated[
+        bool | None,
+        typer.Option("--private/--public", help="Who may see it [default: private; as it is where it exists]."),
+    ] = None,
+    with_scores: Annotated[
+        bool, typer.Option("--with-scores", help="Add a config with every row's decision, reason and scores.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option("--revision", metavar="BRANCH", help="Branch, made if it is missing [default: main].")
+    ] = None,
+    message: Annotated[str | None, typer.Option("--message", metavar="TEXT", help="The commit's message.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace data of other columns, or not made by curate.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and the card; send nothing.")
+    ] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Publish a finished run on the Hub, in one commit.  The same command continues a push that was interrupted."""
+    from curate.pipelines.push import push as publish
+
+    done = publish(
+        run,
+        repository,
+        private=private,
+        with_scores=with_scores,
+        revision=revision,
+        message=message,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        say=None if quiet else lambda line: print(line, file=sys.stderr),
+    )
+    print(f"{done}\n\n{done.card}" if dry_run else done)
+
+
 @app.command(name="list")
 def list_(
     kind: Annotated[
-        str | None, typer.Argument(metavar="[KIND]", help="scorers, selectors, correctors or connectors.")
+        str | None, typer.Argument(metavar="[KIND]", help="scorers, selectors, correctors, connectors or exporters.")
     ] = None,
 ) -> None:
     """List the parts that a recipe can use, built-in and from plugins."""
     from curate import registry
     from curate.exceptions import InputError
 
-    kinds = ("scorers", "selectors", "correctors", "connectors")
+    kinds = ("scorers", "selectors", "correctors", "connectors", "exporters")
     if kind is not None and kind not in kinds:
         raise InputError(
             f"no kind of parts is called {kind!r}{registry.nearest(kind, list(kinds))} Kinds: {', '.join(kinds)}."
@@ -213,6 +343,14 @@ def list_(
     for each in kinds if kind is None else (kind,):
         words = registry.names(each)  # type: ignore[arg-type]
         print(f"{each}: {', '.join(words) if words else '(none yet)'}" if kind is None else "\n".join(words))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors: completion, and red lines under what is wrong."""
+    from curate.schema import recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=1, ensure_ascii=False))
 
 
 def _plain(value: Any) -> Any:
@@ -264,10 +402,15 @@ def _summary(job: Run, manifest: dict[str, Any]) -> None:
                 note = "  " + ", ".join(f"{n:,} {r}" for r, n in list(manifest["rejected"].items())[:4])
             print(f"  {decisions[word]:>{width},} {word}{note}")
     print(
-        f"dataset    {job.store.path('dataset')}  ({manifest['dataset']['rows']:,} rows, "
+        f"dataset    {job.store.place('dataset')}  ({manifest['dataset']['rows']:,} rows, "
         f"{manifest['dataset']['files']} file(s))"
     )
-    print(f"decisions  {job.store.path('decisions')}  (curate why {_short(job)} ID)")
+    print(f"decisions  {job.store.place('decisions')}  (curate why {_short(job)} ID)")
+    report = manifest.get("report") or {"problems": []}
+    if "file" in report and job.store.exists(report["file"]):
+        print(f"report     {job.store.path(report['file'])}")
+    for problem in report["problems"]:
+        print(f"report     {problem}", file=sys.stderr)
 
 
 def _short(job: Run) -> str:

@@ -12,6 +12,7 @@
         ├── StageError             a stage that failed, with the shard it failed on
         ├── SchedulerError         a Dask scheduler that is not there, or that went away
         ├── ModelError             a model that cannot be found, loaded or run
+        ├── HubError               a push that the Hub refused or did not answer; nothing of it is published
         └── AccountingError        input rows ≠ kept + dropped + corrected + duplicates + rejected
 
 A failed *row* is data (null and a reason, or a rejected row); a failed *run* raises.  Messages say what was asked,
@@ -73,6 +74,10 @@ class SchedulerError(RunError):
 
 
 class ModelError(RunError):
+    pass
+
+
+class HubError(RunError):
     pass
 
 

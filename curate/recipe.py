@@ -30,14 +30,17 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from curate import registry
 from curate.budget import Budget, Quota
 from curate.exceptions import CurateError, InputError, RecipeError
+from curate.urls import redacted
 
 if TYPE_CHECKING:
     from curate.base import Column, Scorer, Selector
     from curate.connectors.source import Source
+    from curate.exporters.base import Exporter
     from curate.pipelines.run import Run
 
 Path_ = tuple[str | int, ...]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\Z")
+EXPORT_KEYS = ("use", "name", "to", "file", "shard_rows", "strict")
 STEP_KEYS = ("use", "name", "on", "features", "quality", "groups", "budget", "cost", "quota", "nulls")
 
 
@@ -92,6 +95,9 @@ class _Document(_Strict):
     combine: dict[str, Combination] = {}
     select: list[dict[str, Any]] = []
     output: Output = Output()
+    exports: list[dict[str, Any]] = []
+    report: bool = True
+    """Whether a run ends with its report, report.html."""
     execution: Execution = Execution()
 
 
@@ -109,6 +115,30 @@ class Step:
     cost: str | None
     quota: QuotaSpec | None
     nulls: Literal["drop", "stop"]
+
+
+class ExportOptions(_Strict):
+    """What an entry of ``exports`` says besides the format's own parameters."""
+
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    """Names the folder under exports/; the format's word when absent."""
+    to: str | None = None
+    """Another folder or URL than RUN/exports/NAME."""
+    file: Literal["parquet", "jsonl", "jsonl.gz", "jsonl.zst"] | None = None
+    """Kind of the data files; the format's first choice when absent."""
+    shard_rows: int = Field(default=100_000, ge=1)
+    """Rows per file."""
+    strict: bool = False
+    """Stop if the format cannot hold every row."""
+
+
+@dataclass(frozen=True)
+class ExportSpec:
+    """What is handed over at the end of a run: a format, and where its folder stands."""
+
+    name: str
+    exporter: Exporter
+    options: ExportOptions
 
 
 class Recipe:
@@ -164,12 +194,16 @@ class Recipe:
             raise self.error(("name",), f"name {self.name!r}: letters, digits, - and _ were asked.")
         self.seed, self.output, self.execution = self._doc.seed, self._doc.output, self._doc.execution
         self.combine = self._doc.combine
+        self.report = self._doc.report
         self.run_dir = self._doc.run
         self.sources: list[Source] = self._sources()
         self.scorers: dict[str, Scorer] = self._scorers()
         self._columns()  # names clash early
         self._combinations()
         self.steps: list[Step] = [self._step(i, dict(spec)) for i, spec in enumerate(self._doc.select)]
+        self.exports: list[ExportSpec] = []
+        for i, spec in enumerate(self._doc.exports):
+            self.exports.append(self._export(i, dict(spec)))
 
     # -- errors ------------------------------------------------------------------------------------------------------
 
@@ -177,7 +211,7 @@ class Recipe:
         """Return an error that points at the line where ``at`` (or its nearest parent) stands."""
         line = next((self._marks[at[:n]] for n in range(len(at), -1, -1) if at[:n] in self._marks), None)
         where = None if self.file is None else f"{self.file}:{line}" if line else str(self.file)
-        return RecipeError(message, where=where)
+        return RecipeError(redacted(message), where=where)
 
     def _explain(self, error: ValidationError, at: Path_, given: Any, known: list[str] | None = None) -> RecipeError:
         lines = []
@@ -216,7 +250,7 @@ class Recipe:
     # -- the parts ---------------------------------------------------------------------------------------------------
 
     def _resolve(self, path: str) -> str:
-        return path if "://" in path or os.path.isabs(path) else str(self.base / path)
+        return path if "://" in path or path.startswith("hf:") or os.path.isabs(path) else str(self.base / path)
 
     def _sources(self) -> list[Source]:
         from curate.connectors.source import Source
@@ -405,6 +439,43 @@ class Recipe:
             **refs,
         )
 
+    def _export(self, i: int, spec: dict[str, Any]) -> ExportSpec:
+        at: Path_ = ("exports", i)
+        if "use" not in spec:
+            raise self.error(
+                at, f"exports.{i} names no format; add 'use: …' ({', '.join(registry.names('exporters'))})."
+            )
+        word = str(spec.pop("use"))
+        given = {k: spec.pop(k) for k in ExportOptions.model_fields if k in spec}
+        exporter = self._exporter(word, spec, at, more=EXPORT_KEYS)
+        try:
+            options = ExportOptions.model_validate(given)
+        except ValidationError as error:
+            raise self._explain(error, at, given) from None
+        if options.file not in (None, *exporter.formats):
+            raise self.error(
+                (*at, "file"), f"{word} is read from {', '.join(exporter.formats)}; {options.file!r} was asked."
+            )
+        name = options.name or word
+        if any(name == other.name for other in self.exports):
+            raise self.error(at, f"two exports are called {name!r}; give one of them another 'name:'.")
+        return ExportSpec(name, exporter, options)
+
+    def _exporter(self, word: str, params: dict[str, Any], at: Path_, more: tuple[str, ...] = ()) -> Exporter:
+        try:
+            cls = registry.find("exporters", word)
+        except InputError as error:
+            raise self.error((*at, "use"), str(error)) from None
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key in params:
+            if key not in known:
+                dotted = ".".join(map(str, (*at, key)))
+                near = registry.nearest(key, [*known, *more])
+                raise self.error(
+                    (*at, key), f"unknown key {dotted!r}{near} Valid: {', '.join((*known, *more)) or 'none'}."
+                )
+        return self._build(cls, params, at)
+
     # -- faces -------------------------------------------------------------------------------------------------------
 
     def document(self) -> dict[str, Any]:
@@ -421,6 +492,19 @@ class Recipe:
         run = Run(self, directory, **options)
         run.execute()
         return run
+
+
+def exporter_of(word: str, params: dict[str, Any]) -> Exporter:
+    """Build a format from its word and parameters, checked as in a recipe.
+
+    Raises
+    ------
+    RecipeError
+        If nothing goes by that word, or it has no such parameter.
+    """
+    recipe = Recipe.__new__(Recipe)
+    recipe._marks, recipe.file = {}, None
+    return recipe._exporter(word, params, ())
 
 
 def _valid_keys(loc: tuple[str | int, ...]) -> list[str]:

@@ -1,8 +1,8 @@
-"""Finds scorers, selectors, correctors and connectors by the word that recipes use.
+"""Finds scorers, selectors, correctors, connectors and exporters by the word that recipes use.
 
 Built-in parts are listed here by import path, so that listing them imports nothing.  Other packages add theirs through
-the entry-point groups ``curate.scorers``, ``curate.selectors``, ``curate.correctors`` and ``curate.connectors``; a
-built-in word cannot be taken over.
+the entry-point groups ``curate.scorers``, ``curate.selectors``, ``curate.correctors``, ``curate.connectors`` and
+``curate.exporters``; a built-in word cannot be taken over.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from curate.exceptions import CurateError, InputError
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-Kind = Literal["scorers", "selectors", "correctors", "connectors"]
+Kind = Literal["scorers", "selectors", "correctors", "connectors", "exporters"]
 
 BUILT_IN: dict[str, dict[str, str]] = {
     "scorers": {
@@ -45,10 +45,25 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "csv": "curate.connectors.delimited:CSV",
         "tsv": "curate.connectors.delimited:TSV",
     },
+    "exporters": {
+        "trl": "curate.exporters.trl:TRL",
+        "axolotl": "curate.exporters.axolotl:Axolotl",
+        "llama-factory": "curate.exporters.llama_factory:LlamaFactory",
+        "open-instruct": "curate.exporters.open_instruct:OpenInstruct",
+        "alpaca": "curate.exporters.alpaca:Alpaca",
+        "sharegpt": "curate.exporters.sharegpt:ShareGPT",
+        "preference": "curate.exporters.preference:Preference",
+    },
 }
 
 
-_CONTRACT = {"scorers": "Scorer", "selectors": "Selector", "correctors": "Corrector", "connectors": "Connector"}
+_CONTRACT = {
+    "scorers": "curate.base:Scorer",
+    "selectors": "curate.base:Selector",
+    "correctors": "curate.base:Corrector",
+    "connectors": "curate.base:Connector",
+    "exporters": "curate.exporters.base:Exporter",
+}
 
 
 @cache
@@ -108,7 +123,8 @@ def _load(kind: Kind, entries: list[EntryPoint]) -> type:
             f"the {kind[:-1]} {entry.name!r} is {where}, which cannot be loaded: {type(error).__name__}: {error}; "
             f"repair or uninstall that package."
         ) from error
-    contract = getattr(importlib.import_module("curate.base"), _CONTRACT[kind])
+    module, _, attribute = _CONTRACT[kind].partition(":")
+    contract = getattr(importlib.import_module(module), attribute)
     if not (isinstance(found, type) and issubclass(found, contract)):
         raise InputError(
             f"the {kind[:-1]} {entry.name!r} is {where}, which is no subclass of curate.{contract.__name__}."

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import settings
 
+settings.register_profile("curate", deadline=None)  # a busy machine is no failure
+settings.load_profile("curate")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -40,6 +43,35 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.models.tiny import save_tiny_model
 
     return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A small Hub that ``huggingface_hub`` talks to, logged in as "user"; waits are skipped and noted in ``hub.waits``."""
+    import huggingface_hub.constants as constants
+    import huggingface_hub.utils._http as http
+
+    import curate.connectors.hub as ours
+    from tests.hub_server import TOKEN, Hub, User
+
+    class Clock:
+        sleep = staticmethod(lambda seconds: server.waits.append(seconds))
+
+    with Hub() as server:
+        server.users[TOKEN] = User("user", orgs=("lab",))
+        for name, value in {
+            "ENDPOINT": server.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_TOKEN_PATH": str(tmp_path / "no-token"),
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr(http, "time", Clock)
+        monkeypatch.setattr(ours, "_sleep", Clock.sleep)
+        yield server
+        http.close_session()
 
 
 def conversation(prompt: str, response: str) -> list[dict[str, str]]:

@@ -28,6 +28,8 @@ from curate.connectors.formats import (
     records_of,
     refuse_utf16,
 )
+from curate.connectors.hub import is_hub
+from curate.connectors.hub_datasets import dataset_of, files_of, look, pinned, unpinned
 from curate.connectors.jsonl import BOM, parse
 from curate.connectors.source import Source
 from curate.exceptions import SourceError
@@ -73,7 +75,7 @@ def label(url: str) -> str:
     >>> label("data/gsm8k.jsonl.gz"), label("data/dolly/train-00000-of-00004.parquet")
     ('gsm8k', 'dolly')
     """
-    folder, _, name = url.rstrip("/").rpartition("/")
+    folder, _, name = unpinned(url).rstrip("/").rpartition("/")
     stem, end = os.path.splitext(name)
     if end.lower() in COMPRESSIONS:
         stem = os.path.splitext(stem)[0]
@@ -114,11 +116,21 @@ def _files(source: Source, suffixes: dict[str, str]) -> Iterator[File]:
     seen: set[str] = set()
     for path in source.paths:
         with cannot_read(path):
-            found = _remote(path, source, suffixes) if is_url(path) else _local(path, source, suffixes)
+            found = _find(path, source, suffixes)
         for url, size, stamp in found:
             if url not in seen:
                 seen.add(url)
                 yield url, size, stamp
+
+
+def _find(path: str, source: Source, suffixes: dict[str, str]) -> list[File]:
+    if not is_hub(path):
+        return _remote(path, source, suffixes) if is_url(path) else _local(path, source, suffixes)
+    urls = [pinned(path)] if is_url(path) else files_of(path)
+    for url in urls:
+        if not glob.has_magic(url):
+            look(url)
+    return [file for url in urls for file in _remote(url, source, suffixes)]
 
 
 def _local(path: str, source: Source, suffixes: dict[str, str]) -> list[File]:
@@ -132,7 +144,11 @@ def _local(path: str, source: Source, suffixes: dict[str, str]) -> list[File]:
         files = {f for m in matches for f in (_walk(m) if os.path.isdir(m) else [m])}
         found = _data(sorted(files), _above(path), source, suffixes)
     if not found:
-        raise _nothing(path, source, suffixes, _listing(path))
+        error = _nothing(path, source, suffixes, _listing(path))
+        name = "/".join(path.rsplit("/", 2)[1:])
+        if dataset_of(f"hf:{name}") and not os.path.exists(os.path.dirname(path)):
+            raise SourceError(f"{error} For the Hub's dataset of that name write hf:{name}.")
+        raise error
     out: list[File] = []
     for url in found:
         stat = os.stat(url)

@@ -14,17 +14,23 @@ from typing import IO, TYPE_CHECKING, Any
 import pyarrow as pa
 
 from curate.base import Connector
+from curate.connectors.hub import asking, is_hub
 from curate.exceptions import CurateError, SourceError
+from curate.urls import redacted
 
 if TYPE_CHECKING:
     from curate.connectors.source import Source
 
 SLICE_BYTES = 64 * 2**20
 """Aim for one slice: the unit that one task reads."""
+REMOTE_BLOCK = 8 * 2**20
+"""Read at a time from an object store, instead of a client's own 50 MiB."""
 MAX_RECORD = 64 * 2**20
 """Longest record, in bytes of a line or characters of a JSON value: bounds memory when a file is damaged."""
 BATCH_ROWS = 1024
 BATCH_BYTES = 16 * 2**20
+_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "google", "azure")
+"""Packages whose errors are no OSErrors: no login, an endpoint that does not answer."""
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2"}
 
 
@@ -169,7 +175,8 @@ def records_of(piece: Slice, source: Source) -> Iterator[list[Record]]:
 def cannot_read(url: str) -> Iterator[None]:
     """Turn what a file system raises into a SourceError that names the file."""
     try:
-        yield
+        with asking(url, SourceError) if is_hub(url) else contextlib.nullcontext():
+            yield
     except (CurateError, UnreadableError):
         raise
     except FileNotFoundError as error:
@@ -183,7 +190,14 @@ def cannot_read(url: str) -> Iterator[None]:
     except ImportError as error:
         raise SourceError(f"{url}: {error}; install the package that opens this kind of URL.") from error
     except (OSError, EOFError) as error:
-        raise SourceError(f"{url}: cannot be read: {error}") from error
+        raise SourceError(f"{url}: cannot be read: {redacted(str(error))}") from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _CLIENTS:
+            raise
+        said = redacted(str(error)).rstrip(".")
+        if "credentials" in said.lower():
+            said += "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        raise SourceError(f"{url}: cannot be read: {said}.") from error
 
 
 def is_url(path: str) -> bool:
@@ -195,7 +209,9 @@ def file_system(url: str) -> tuple[Any, str]:
     import fsspec
 
     try:
-        return fsspec.core.url_to_fs(url)
+        # Listings that file systems remember would hide new files from a long-lived process.
+        fresh = {} if is_hub(url) else {"use_listings_cache": False}
+        return fsspec.core.url_to_fs(url, **fresh)
     except (ImportError, ValueError) as error:
         raise SourceError(
             f"{url}: {error}. Install the package that opens such URLs, or check the part before '://'."
@@ -207,7 +223,9 @@ def open_binary(url: str, compression: str | None = None) -> IO[bytes]:
     raw: Any
     if is_url(url):
         fs, path = file_system(url)
-        raw = fs.open(path, "rb")
+        raw = fs.open(path, "rb", block_size=REMOTE_BLOCK)
+        if compression is None and not isinstance(raw, io.BytesIO):
+            raw = io.BufferedReader(raw, 2**18)  # fsspec's own files read a line without a limit to its length
     else:
         raw = open(url, "rb")  # noqa: SIM115
     if compression is None:

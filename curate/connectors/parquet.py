@@ -67,6 +67,8 @@ class Parquet(FileFormat):
                             yield row, batch
                             row += batch.num_rows
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                if isinstance(error, OSError) and type(error) is not OSError:
+                    raise
                 raise SourceError(
                     f"{piece.url}: this Parquet file is damaged after row {row}: {error}. "
                     f"Write or download it again, or leave it out."
@@ -109,7 +111,7 @@ def _open(url: str) -> Iterator[pq.ParquetFile]:
         try:
             file = pq.ParquetFile(source, pre_buffer=False, buffer_size=2**20)
         except (pa.ArrowException, OSError) as error:
-            if isinstance(error, FileNotFoundError | PermissionError):
+            if isinstance(error, OSError) and type(error) is not OSError:  # the file system's; Arrow's own is bare
                 raise
             raise SourceError(
                 f"{url}: this is no whole Parquet file ({str(error).rstrip('.')}); it was cut short, or is something "

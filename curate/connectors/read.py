@@ -90,7 +90,9 @@ class _Rows:
         self.max_chars = self.normaliser.max_chars
         self.label = recognised.name if recognised.name is not None else label(piece.url)
         self.scores = recognised.columns.get("scores")
-        taken = {c for column in recognised.columns.values() for c in ([column] if isinstance(column, str) else column)}
+        # The input stays in extra: joined to the instruction, nobody could part the two again (the Alpaca export does).
+        roles = {role: column for role, column in recognised.columns.items() if role != "input"}
+        taken = {c for column in roles.values() for c in ([column] if isinstance(column, str) else column)}
         labels = (recognised.id, recognised.source, recognised.group)
         self.used = frozenset(taken | {c for c in labels if c is not None})
         self._start()

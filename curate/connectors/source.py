@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from curate import registry
 from curate.exceptions import InputError, SchemaError
+from curate.urls import refuse_secrets
 
 SchemaName = Literal["auto", "messages", "prompt-completion", "alpaca", "sharegpt", "candidates", "preference"]
 
@@ -34,7 +35,7 @@ _SPELLINGS = {
     "completions": "responses",
 }
 
-READING_VERSION = 1
+READING_VERSION = 2
 """Raised whenever the same rows would be read into other examples."""
 
 
@@ -51,7 +52,8 @@ class Source:
     """
 
     path: str | list[str]
-    """A file, a glob, a directory (with all that is nested in it) or an fsspec URL; or several of them."""
+    """A file, a glob, a directory (with all that is nested in it), an fsspec URL, or ``hf:USER/NAME`` for a dataset of
+    the Hub; or several of them."""
     format: str = "auto"
     """"parquet", "jsonl", "json", "csv", "tsv" or the word of a third party's connector; "auto" goes by the name of
     each file, and tells JSON from JSON lines by content."""
@@ -80,6 +82,11 @@ class Source:
     """For CSV: the character between cells, a comma if not given (a tab for TSV)."""
     header: list[str] | None = None
     """For CSV and TSV without a header line: the names of the columns."""
+    license: str | None = None
+    """The licence of its rows, for the dataset card; a row's own column ``license`` or ``licence`` comes first.
+    Without either the card says that it is unknown."""
+    language: str | None = None
+    """The language of its rows ("en"), for the dataset card; a row's own ``language`` or ``lang`` comes first."""
     broken: Literal["stop", "keep"] = "stop"
     """When a file is damaged such that what follows cannot be told apart (a JSON array cut short, a compressed file
     that ends early): stop with file and line, or keep the rows before the damage and list the rest as one rejected row
@@ -88,6 +95,8 @@ class Source:
     def __post_init__(self) -> None:
         if not self.path or not all(isinstance(p, str) and p for p in self.paths):
             raise InputError(f"path: a file, a directory, a glob or a URL was asked, {self.path!r} was found.")
+        for path in self.paths:
+            refuse_secrets(path)
         known = ["auto", *registry.names("connectors")]
         if self.format not in known:
             hint = registry.nearest(self.format, known) or "."
@@ -123,5 +132,7 @@ class Source:
     def reading(self) -> dict[str, Any]:
         """Return what the examples depend on besides the files, as JSON: for the fingerprint of the reading stage."""
         return {"version": READING_VERSION} | {
-            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "path"
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in ("path", "license", "language")  # where it is, and what is said of it: no row changes
         }

@@ -12,8 +12,13 @@ from curate.example import EXAMPLE_SCHEMA, REJECTED_SCHEMA
 from curate.exceptions import InputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from curate.base import Scorer
     from curate.connectors.source import Source
+    from curate.exporters.base import Exporter
+    from curate.pipelines.handover import Export
+    from curate.pipelines.run import Run
 
 
 @dataclass
@@ -98,3 +103,46 @@ def score(
         for column in scored.column_names:
             out = out.append_column(f"{name}.{column}", scored.column(column))
     return out
+
+
+def export(
+    rows: Pool | pa.Table | Run | str | Path,
+    exporter: Exporter,
+    to: str | Path | None = None,
+    *,
+    file: str | None = None,
+    shard_rows: int = 100_000,
+    strict: bool = False,
+) -> Export:
+    """Write examples into a folder in a trainer's format.
+
+    Parameters
+    ----------
+    rows : a pool, a table of examples, or a run (or its directory), of which the rows that it kept are meant.
+    exporter : the format, of ``curate.exporters``.
+    to : a folder of its own, or an fsspec URL; RUN/exports/FORMAT when absent, which only a run allows.
+    file : "parquet", "jsonl", "jsonl.gz" or "jsonl.zst"; the format's first choice when absent.
+    shard_rows : rows per file.
+    strict : stop if the format cannot hold every row.
+
+    Raises
+    ------
+    InputError, RunDirectoryError, RunError
+        See ``curate.pipelines.handover.export``.
+    """
+    from pathlib import Path
+
+    from curate.pipelines import handover
+    from curate.pipelines.run import Run
+    from curate.pipelines.store import Store
+
+    options: dict[str, Any] = {"file": file, "shard_rows": shard_rows, "strict": strict}
+    place = None if to is None else handover.place_of(str(to))
+    if isinstance(rows, Run):
+        return handover.export_run(rows.store, exporter, place, **options)
+    if isinstance(rows, str | Path):
+        return handover.export_run(Store(handover.place_of(str(rows))), exporter, place, **options)
+    if place is None:
+        raise InputError("an export of a pool or a table needs a folder: to='exports/trl'.")
+    source = handover.PoolRows(rows) if isinstance(rows, Pool) else handover.TableRows(rows)
+    return handover.export(source, exporter, place, **options)

@@ -33,37 +33,50 @@ LEDGER_SCHEMA = pa.schema(
 )
 
 
-def slices(index: Index, verdicts: Verdicts, part: Part) -> dict[str, NDArray[Any]]:
-    """Return the verdicts of one part's rows, in the part's order; copies carry their representative's place."""
+VERDICT = np.dtype(
+    [
+        ("copy", "?"),
+        ("kept", "?"),
+        ("step", "<i2"),
+        ("reason", "<i4"),
+        ("score", "<f8"),
+        ("threshold", "<f8"),
+        ("cluster", "<i4"),
+        ("order", "<i8"),
+    ]
+)
+"""One row's verdict, 36 bytes, as it lies in the file from which the workers write the ledger.
+
+A file, and not an argument of the tasks: a scheduler keeps what it was sent for longer than the task lives."""
+
+
+def lay_out(index: Index, verdicts: Verdicts, part: Part) -> tuple[NDArray[np.void], NDArray[np.int64]]:
+    """Return the verdicts of one part's rows, in the part's order, and what its copies are copies of."""
     span = slice(part.start, part.start + part.rows)
     place = index.place[span]
     own = index.place[index.representative[span]]
     at = np.where(place >= 0, place, own)
-    return {
-        "copy": place < 0,
-        "of": index.representative[span],
-        "kept": verdicts.kept[at],
-        "step": verdicts.step[at],
-        "reason": verdicts.reason[at],
-        "score": verdicts.score[at],
-        "threshold": verdicts.threshold[at],
-        "cluster": verdicts.cluster[at],
-        "order": verdicts.order[at],
-    }
+    rows = np.empty(part.rows, dtype=VERDICT)
+    rows["copy"] = place < 0
+    for name in ("kept", "step", "reason", "score", "threshold", "cluster", "order"):
+        rows[name] = getattr(verdicts, name)[at]
+    return rows, index.representative[span][place < 0]
 
 
 def write_part(
     store: Store,
     directory: str,
-    name: str,
-    rows: dict[str, NDArray[Any]],
+    part: Part,
+    verdicts: str,
     of_ids: list[str],
     reasons: list[str],
     steps: list[dict[str, Any]],
 ) -> dict[str, int]:
-    """Write the ledger of one part of examples; return the count of each decision."""
-    examples = store.read_table("examples", name, columns=["id", "source", "group", "file", "row", "part"])
+    """Write the ledger of one part of examples from its stretch of the file ``verdicts``; return how many of each."""
+    examples = store.read_table("examples", part.name, columns=["id", "source", "group", "file", "row", "part"])
     n = examples.num_rows
+    size = VERDICT.itemsize
+    rows = np.frombuffer(store.read_range(verdicts, part.start * size, (part.start + part.rows) * size), dtype=VERDICT)
     copy, kept = rows["copy"], rows["kept"] & ~rows["copy"]
     decision = np.where(copy, "duplicate", np.where(kept, "kept", "dropped"))
     step_names = np.array([*(s["name"] for s in steps), "select"], dtype=object)  # the last for step -1
@@ -97,7 +110,7 @@ def write_part(
             "part": examples.column("part"),
         }
     ).cast(LEDGER_SCHEMA)
-    store.write_table(table.combine_chunks(), *directory.split("/"), name)
+    store.write_table(table.combine_chunks(), *directory.split("/"), part.name)
     words, counts = np.unique(decision, return_counts=True)
     return dict(zip(words.tolist(), counts.tolist(), strict=True))
 
@@ -130,13 +143,10 @@ def representative_ids(store: Store, index: Index) -> dict[int, str]:
     """Return reading-order number → id, for the examples that represent copies."""
     wanted = np.unique(index.representative[index.place < 0])
     out: dict[int, str] = {}
-    for part in index.parts:
-        lo, hi = np.searchsorted(wanted, [part.start, part.start + part.rows])
-        if hi > lo:
-            ids = (
-                store.read_table("examples", part.name, columns=["id"])
-                .column(0)
-                .take(pa.array(wanted[lo:hi] - part.start))
-            )
-            out.update(zip(wanted[lo:hi].tolist(), ids.to_pylist(), strict=True))
+    cuts = [np.searchsorted(wanted, [p.start, p.start + p.rows]) for p in index.parts]
+    held = [(p, wanted[lo:hi]) for p, (lo, hi) in zip(index.parts, cuts, strict=True) if hi > lo]
+    tables = store.read_tables("examples", [p.name for p, _ in held], ["id"])
+    for (part, rows), table in zip(held, tables, strict=True):
+        ids = table.column(0).take(pa.array(rows - part.start))
+        out.update(zip(rows.tolist(), ids.to_pylist(), strict=True))
     return out

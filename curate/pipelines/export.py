@@ -82,14 +82,14 @@ def write_shard(
     twins = []
     rows = 0
     with store.writing(*f"{directory}/dataset".split("/"), shard.name) as handle:
-        writer = pq.ParquetWriter(handle, schema, compression="zstd", write_page_index=True, **_content_defined())
+        writer = pq.ParquetWriter(handle, schema, compression="zstd", write_page_index=True, **cdc_options())
         held: list[pa.Table] = []
         for part, at, scored, order in shard.pieces:
             table = store.read_table("examples", part, columns=columns).take(pa.array(at))
             out = {"messages": training_messages(table.column("messages"), fields)}
             if tools:
                 out["tools"] = table.column("tools")
-            held = _write_full_groups(writer, [*held, pa.table(out).cast(schema)])
+            held = write_full_groups(writer, [*held, pa.table(out).cast(schema)])
             twin = table.select(["id", "source", "group", "file", "row"]).append_column("order", pa.array(order))
             for stage in stages:
                 if stage.wide:
@@ -108,7 +108,7 @@ def write_shard(
     return rows
 
 
-def _write_full_groups(writer: pq.ParquetWriter, held: list[pa.Table]) -> list[pa.Table]:
+def write_full_groups(writer: pq.ParquetWriter, held: list[pa.Table]) -> list[pa.Table]:
     """Write as many whole row groups as are held; return the rest.  So the cuts between parts leave no trace."""
     rows = sum(t.num_rows for t in held)
     if rows < ROW_GROUP:
@@ -119,6 +119,6 @@ def _write_full_groups(writer: pq.ParquetWriter, held: list[pa.Table]) -> list[p
     return [table.slice(full)]
 
 
-def _content_defined() -> dict[str, bool]:
+def cdc_options() -> dict[str, bool]:
     """Content-defined chunking where this pyarrow has it: versions of a dataset then share storage on the Hub."""
     return {"use_content_defined_chunking": True} if int(pa.__version__.partition(".")[0]) >= 21 else {}

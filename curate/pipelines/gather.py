@@ -5,11 +5,14 @@ Only the columns that a step names are read, one part at a time; texts are never
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from curate.pipelines import vectors
 from curate.pipelines.index import Index, Part
 from curate.pipelines.store import Store
 from curate.pipelines.worker import Stage
@@ -24,8 +27,8 @@ def _positions(index: Index, part: Part) -> NDArray[np.int64]:
 def score_column(store: Store, index: Index, stage: Stage, column: str) -> NDArray[np.float64]:
     """Return one score column, float64 (n,); NaN where a row was not scored."""
     out = np.full(index.n, np.nan)
-    for part in index.parts:
-        table = store.read_table(*stage.directory.split("/"), part.name, columns=[column])
+    tables = store.read_tables(stage.directory, [p.name for p in index.parts], [column])
+    for part, table in zip(index.parts, tables, strict=True):
         values = pc.cast(table.column(0), pa.float64())
         out[_positions(index, part)] = values.to_numpy()
     return out
@@ -35,8 +38,9 @@ def reasons(store: Store, index: Index, stage: Stage) -> tuple[NDArray[np.int32]
     """Return why rows were not scored: a code per row (-1: it was), and the words."""
     codes = np.full(index.n, -1, dtype=np.int32)
     words: dict[str, int] = {}
-    for part in index.parts:
-        column = store.read_table(*stage.directory.split("/"), part.name, columns=["reason"]).column(0).combine_chunks()
+    tables = store.read_tables(stage.directory, [p.name for p in index.parts], ["reason"])
+    for part, table in zip(index.parts, tables, strict=True):
+        column = table.column(0).combine_chunks()
         if column.null_count == len(column):
             continue
         at = _positions(index, part)
@@ -54,8 +58,9 @@ def label_names(store: Store, index: Index, column: str) -> tuple[NDArray[np.int
     """Return integer codes (n,) of an example column, and the name of each code, in sorted order of the names."""
     codes = np.empty(index.n, dtype=np.int64)
     seen: dict[object, int] = {}
-    for part in index.parts:
-        values = store.read_table("examples", part.name, columns=[column]).column(0)
+    tables = store.read_tables("examples", [p.name for p in index.parts], [column])
+    for part, table in zip(index.parts, tables, strict=True):
+        values = table.column(0)
         values = values.filter(pa.array(index.kept(part))).combine_chunks().dictionary_encode()
         local = np.array([seen.setdefault(v, len(seen)) for v in values.dictionary.to_pylist()], dtype=np.int64)
         missing = values.indices.is_null()
@@ -73,36 +78,15 @@ def label_names(store: Store, index: Index, column: str) -> tuple[NDArray[np.int
 
 
 def features(store: Store, index: Index, stage: Stage) -> NDArray[np.float32]:
-    """Return the stage's vectors in canonical order, (n, d), as a memory map that lives in the run directory.
+    """Return the stage's vectors in canonical order, (n, d), as a memory map; see ``curate.pipelines.vectors``.
 
     NaN rows are examples without a vector.  The map is rebuilt when the pool or the stage changed.
     """
     dim = int(stage.scorer.columns[0].dtype[len("float32[") : -1])
-    if not store.local:
-        out = np.empty((index.n, dim), dtype=np.float32)
-        _fill(store, index, stage, out)
-        return out
-    name = f"{stage.key}-{index.fingerprint}.npy"
-    path = store.path(".curate", "pool", name)
-    if not store.exists(".curate", "pool", name):
-        store.remove(".curate", "pool")
-        with store.writing(".curate", "pool", name) as handle:
-            np.lib.format.write_array_header_1_0(
-                handle, {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": (index.n, dim)}
-            )
-            offset = handle.tell()
-            handle.truncate(offset + index.n * dim * 4)
-            handle.flush()
-            if index.n:
-                out = np.memmap(handle.name, dtype=np.float32, mode="r+", offset=offset, shape=(index.n, dim))
-                _fill(store, index, stage, out)
-                out.flush()
-                del out
-            handle.seek(0, 2)
-    return np.load(path, mmap_mode="r") if index.n else np.empty((0, dim), dtype=np.float32)
 
+    def fill(out: NDArray[np.float32]) -> None:
+        stored = store.read_many(stage.directory, [f"{part.stem}.npy" for part in index.parts])
+        for part, data in zip(index.parts, stored, strict=True):
+            out[_positions(index, part)] = np.load(io.BytesIO(data), allow_pickle=False)
 
-def _fill(store: Store, index: Index, stage: Stage, out: NDArray[np.float32]) -> None:
-    for part in index.parts:
-        with store.fs.open(store.path(*stage.directory.split("/"), f"{part.stem}.npy"), "rb") as handle:
-            out[_positions(index, part)] = np.load(handle, allow_pickle=False)
+    return vectors.mapped(store, f"{stage.key}-{index.fingerprint}.npy", (index.n, dim), fill)

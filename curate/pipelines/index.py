@@ -8,6 +8,7 @@ the pool: it depends on nothing but content, so no sharding and no worker count 
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +20,10 @@ from numpy.typing import NDArray
 from curate.exceptions import SchemaError
 from curate.fingerprint import fingerprint
 from curate.pipelines.store import Store
+
+
+_BLOCK = 2**16
+"""Rows whose temporaries exist at once."""
 
 
 @dataclass(frozen=True)
@@ -86,28 +91,35 @@ def build_index(store: Store, accounts: dict[str, dict[str, Any]]) -> Index:
         If two different conversations carry the same id of the user's.
     """
     parts: list[Part] = []
-    keys: list[NDArray[Any]] = []
     fields: set[str] = set()
     tools = own_ids = False
     start = 0
-    for group in sorted(accounts):
-        with store.fs.open(store.path(".curate", "keys", f"{group}.npy"), "rb") as handle:
-            keys.append(np.load(handle, allow_pickle=False))
+    groups = sorted(accounts)
+    key = np.empty((sum(part["rows"] for g in groups for part in accounts[g]["parts"]), 2), dtype=np.uint64)
+    stored = store.read_many(".curate/keys", [f"{group}.npy" for group in groups])
+    for group, data in zip(groups, stored, strict=True):
+        keys = np.load(io.BytesIO(data), allow_pickle=False)
+        key[start : start + len(keys)] = keys
         for part in accounts[group]["parts"]:
             parts.append(Part(part["name"], group, start, part["rows"], part["digest"], part["chars"]))
             start += part["rows"]
             fields.update(part["fields"])
             tools |= part["tools"]
             own_ids |= part["own_ids"]
-    key = np.concatenate(keys) if keys else np.empty((0, 2), dtype=">u8")
-    key = key.astype(np.uint64)
     order = np.lexsort((key[:, 1], key[:, 0]))  # stable: copies stay in reading order
-    ordered = key[order]
     first = np.ones(order.size, dtype=bool)
-    first[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    for lo in range(1, order.size, _BLOCK):
+        here = order[lo - 1 : lo + _BLOCK]
+        first[lo : lo + _BLOCK] = (key[here[1:]] != key[here[:-1]]).any(axis=1)
+    del key
+    pool = order[first]
     representative = np.empty(order.size, dtype=np.int64)
-    representative[order] = order[first][np.cumsum(first) - 1] if order.size else order
-    index = Index(tuple(parts), order[first], representative, tuple(f for f in sorted(fields)), tools)
+    ahead = 0
+    for lo in range(0, order.size, _BLOCK):
+        nth = ahead + np.cumsum(first[lo : lo + _BLOCK])
+        representative[order[lo : lo + _BLOCK]] = pool[nth - 1]
+        ahead = int(nth[-1])
+    index = Index(tuple(parts), pool, representative, tuple(f for f in sorted(fields)), tools)
     if own_ids:
         _check_ids(store, index)
     return index
@@ -118,8 +130,8 @@ def _check_ids(store: Store, index: Index) -> None:
     import polars as pl
 
     frames = []
-    for part in index.parts:
-        ids = store.read_table("examples", part.name, columns=["id", "file", "row"])
+    tables = store.read_tables("examples", [p.name for p in index.parts], ["id", "file", "row"])
+    for part, ids in zip(index.parts, tables, strict=True):
         frames.append(pl.DataFrame(ids.filter(pa.array(index.kept(part)))))
     pool = pl.concat(frames)
     clash = pool.filter(pl.col("id").is_duplicated()).sort("id", maintain_order=True)

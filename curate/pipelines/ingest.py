@@ -83,11 +83,9 @@ def ingest(
 
     began = time.perf_counter()
     store.append_event({"stage": "read", "part": group.name, "event": "start", "fingerprint": group.fingerprint})
-    store.remove(".curate", "done", "read", f"{group.name}.json")
+    store.remove_files(".curate/done/read", [f"{group.name}.json"])
     for directory in ("examples", "rejected"):  # of an earlier reading of other content
-        for name in store.list(directory):
-            if name.startswith(f"part-{group.name}"):
-                store.remove(directory, name)
+        store.remove_files(directory, store.list(directory, f"part-{group.name}"))
 
     parts: list[dict[str, Any]] = []
     keys: list[np.ndarray] = []

@@ -30,8 +30,9 @@ import numpy as np
 from curate import __version__
 from curate.exceptions import AccountingError, ModelError, RunError, StageError
 from curate.fingerprint import fingerprint
-from curate.pipelines import decide, export
+from curate.pipelines import decide, export, handover, publish
 from curate.pipelines.executor import Executor, Task, executor
+from curate.pipelines.facts import write_card
 from curate.pipelines.index import Index, build_index
 from curate.pipelines.ingest import Group, group_slices, ingest
 from curate.pipelines.progress import Progress
@@ -95,6 +96,7 @@ class Run:
             self.store.claim(self.recipe.name)
             with self.store.lock(), self._cluster():
                 self.store.sweep()
+                publish.recover(self.store)
                 self._begin(recognised)
                 for text in (r.text for r in recognised):
                     progress.say(text)
@@ -107,8 +109,13 @@ class Run:
                         self._score(stage, index, progress)
                 if until == "write":
                     self._write(accounts, index, stages, progress)
+                    write_card(self.store, self.manifest, self.recipe, groups)
+                    exports = handover.export_all(self.store, self.recipe.exports, self.recipe.name, progress)
+                    self.manifest["exports"] = exports
                 self.store.sweep()  # a worker that died in the middle of a file leaves it aside
                 self._end("complete" if until == "write" else f"{until} complete")
+                if until == "write":
+                    self._report(progress)
         finally:
             progress.close()
         return self.manifest
@@ -193,8 +200,9 @@ class Run:
                 line.advance(account["rows"])
         line.total = cached + line.rows
         line.finish()
-        for stale in set(self.store.read_jsons(".curate/done/read")) - set(accounts):
-            self._forget_group(stale)
+        for name in self.store.list(".curate/done/read"):
+            if name.removesuffix(".json") not in accounts:
+                self._forget_group(name.removesuffix(".json"))
         remember_rate("read", line.rows, sum(a["seconds"] for n, a in accounts.items() if n not in before))
         return {name: accounts[name] for name in sorted(accounts)}
 
@@ -301,6 +309,7 @@ class Run:
             "use": stage.scorer.name,
             "fingerprint": stage.fingerprint,
             "identity": stage.scorer.identity(),
+            "columns": {c.name: {"unit": c.unit, "higher_is_better": c.higher_is_better} for c in stage.scorer.columns},
             "rows": index.n,
             "unscored": unscored,
             "tokens": sum(m["tokens"] or 0 for m in marks.values()) or None,
@@ -354,9 +363,8 @@ class Run:
         verdicts = select(self.store, index, self.recipe, stages)
         for step in verdicts.steps:
             progress.say(_tell(step))
-        aside = ".curate/new"
-        self.store.remove(*aside.split("/"))
-        decisions = self._ledger(accounts, index, verdicts, aside, progress)
+        draft = publish.draft(self.store)
+        decisions = self._ledger(accounts, index, verdicts, draft.directory, progress)
         rows = self.manifest["rows"]
         self._check_accounts(decisions, rows)
         shards = export.cut_shards(
@@ -370,7 +378,7 @@ class Run:
             (
                 f"write {s.name}",
                 export.write_shard,
-                (self.store, aside, s, index.fields, index.tools, list(stages.values())),
+                (self.store, draft.directory, s, index.fields, index.tools, list(stages.values())),
             )
             for s in shards
         ]
@@ -382,7 +390,6 @@ class Run:
             raise AccountingError(
                 f"{decisions.get('kept', 0):,} rows were kept, {line.rows:,} were written to the dataset."
             )
-        self._publish(aside)
         account = {
             "rows": rows,
             "decisions": decisions,
@@ -391,21 +398,36 @@ class Run:
         }
         self.manifest.update(account)
         self.manifest["seconds_select_and_write"] = round(time.perf_counter() - began, 3)
-        self.store.write_json({"fingerprint": mark, "account": account}, ".curate", "done", "select.json")
+        self.store.sweep(draft.directory)  # a worker that died in the middle of a file leaves it aside
+        scored = {name: stage.directory for name, stage in stages.items()}
+        draft.publish(
+            {"fingerprint": mark, "account": account, "stages": scored},
+            {
+                "decisions": [p.name for p in index.parts]
+                + [f"part-{group}-rejected.parquet" for group, a in accounts.items() if a["rejected"]],
+                "provenance": [s.name for s in shards if s.pieces],
+                "dataset": [s.name for s in shards],
+            },
+        )
 
     def _ledger(
         self, accounts: dict[str, dict[str, Any]], index: Index, verdicts: Verdicts, aside: str, progress: Progress
     ) -> dict[str, int]:
         ids = decide.representative_ids(self.store, index)
-
-        def tasks() -> Iterator[Task]:  # made when their turn comes: together they hold 44 bytes a row
+        verdict_file = f"{aside}/verdicts"
+        of_ids: list[list[str]] = []
+        with self.store.writing(verdict_file) as handle:
             for part in index.parts:
-                rows = decide.slices(index, verdicts, part)
-                of_ids = [ids[i] for i in rows.pop("of")[rows["copy"]].tolist()]
+                rows, of = decide.lay_out(index, verdicts, part)
+                handle.write(rows.tobytes())
+                of_ids.append([ids[i] for i in of.tolist()])
+
+        def tasks() -> Iterator[Task]:
+            for part, of in zip(index.parts, of_ids, strict=True):
                 yield (
                     f"decide {part.name}",
                     decide.write_part,
-                    (self.store, f"{aside}/decisions", part.name, rows, of_ids, verdicts.reasons, verdicts.steps),
+                    (self.store, f"{aside}/decisions", part, verdict_file, of, verdicts.reasons, verdicts.steps),
                 )
             for group, account in accounts.items():
                 if account["rejected"]:
@@ -418,6 +440,7 @@ class Run:
                 decisions[word] = decisions.get(word, 0) + n
             line.advance(sum(counts.values()))
         line.finish()
+        self.store.remove(verdict_file)
         return dict(sorted(decisions.items()))
 
     @staticmethod
@@ -432,15 +455,19 @@ class Run:
                 "rejected rows; this is a bug: please report it with manifest.json."
             )
 
-    def _publish(self, aside: str) -> None:
-        """Put the new decisions and dataset in place of the old ones."""
-        self.store.sweep(*aside.split("/"))
-        self.store.remove(".curate", "done", "select.json")
-        for name in ("decisions", "provenance", "dataset"):
-            self.store.remove(name)
-            if self.store.exists(*aside.split("/"), name):
-                self.store.fs.mv(self.store.path(*aside.split("/"), name), self.store.path(name), recursive=True)
-        self.store.remove(*aside.split("/"))
+    def _report(self, progress: Progress) -> None:
+        """Write report.html; what goes wrong with it is told, and costs nothing of the run."""
+        from curate.pipelines.report import refresh
+
+        try:
+            problems = refresh(self.store, wanted=self.recipe.report)
+        except Exception as error:  # the selection stands, whatever keeps its picture from being drawn
+            problems = [f"no report was written: {type(error).__name__}: {error}"]
+        for text in problems:
+            progress.say(f"report: {text}")
+        if self.recipe.report:
+            self.manifest["report"] = {"file": "report.html", "problems": problems}
+            self.store.write_json(self.manifest, "manifest.json")
 
     # -- the manifest ------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from curate.budget import Budget, Quota
@@ -156,7 +157,8 @@ def _step(
         groups = gather.labels(store, index, {"prompt": "prompt_key"}.get(step.groups, step.groups))[alive]
     if step.quota is not None:
         codes, names = gather.label_names(store, index, step.quota.by)
-        quota_groups = np.array(names, dtype=object)[codes[alive]]
+        quota_groups = pa.DictionaryArray.from_arrays(codes[alive], names)
+        del codes
         quota = Quota(shares=step.quota.shares, temperature=step.quota.temperature)
     if selector.x_name == "features":
         assert vectors is not None
@@ -191,12 +193,12 @@ def _step(
     verdicts.reason[keep] = verdicts.code(f"kept by {step.name}")
     # A selector on plain arrays speaks of "score"; here the score has a name.
     named = step.on is not None and chosen.basis_name == "score"
-    left_out = chosen.reasons()[~chosen.mask]  # few different texts: each is spelt and numbered once
-    numbered = {
-        t: verdicts.code(re.sub(r"\bscore\b", lambda _: str(step.on), t) if named else t)
-        for t in dict.fromkeys(left_out)
-    }
-    verdicts.reason[out] = np.fromiter((numbered[t] for t in left_out), np.int32, out.size)
+    which, texts = chosen.coded_reasons()
+    which = which[~chosen.mask]
+    numbers = np.full(len(texts), -1, dtype=np.int32)
+    for i in np.flatnonzero(np.bincount(which, minlength=len(texts))):
+        numbers[i] = verdicts.code(re.sub(r"\bscore\b", lambda _: str(step.on), texts[i]) if named else texts[i])
+    verdicts.reason[out] = numbers[which]
     verdicts.kept[out] = False
     verdicts.order[out] = -1
     verdicts.order[keep] = np.arange(keep.size)
@@ -210,6 +212,7 @@ def _step(
             "score": None if chosen.basis is None else step.on if named else chosen.basis_name,
             "threshold": chosen.threshold,
             "budget": None if step.budget is None else str(step.budget),
+            "cost": step.cost,
             "tokens": int(columns["cost"][keep].sum()) if "cost" in columns else None,
         }
     )

@@ -71,22 +71,44 @@ def why(store: Store, wanted: str) -> list[Story]:
 
 def _story(store: Store, name: str, i: int, row: dict[str, Any], copies: list[dict[str, Any]]) -> Story:
     if row["decision"] == "rejected":
-        table = store.read_table("rejected", name.replace("-rejected", ""))
-        return Story(row, {}, table.slice(i, 1).to_pylist()[0], [])
-    example = store.read_table("examples", name).slice(i, 1).to_pylist()[0]
+        return Story(row, {}, _row(store, "rejected", name.replace("-rejected", ""), i, row), [])
+    example = _row(store, "examples", name, i, row)
     scores: dict[str, dict[str, Any]] = {}
     if row["decision"] != "duplicate":
-        stages = (store.read_json("manifest.json") or {}).get("stages", {})
-        for stage, account in stages.items():
-            for kind in ("scores", "features"):
-                directory = f"{kind}/{stage}-{account['fingerprint']}"
-                if store.exists(*directory.split("/"), name):
-                    table = store.read_table(*directory.split("/"), name)
-                    found = table.filter(pc.equal(table.column("id"), row["id"]))
-                    if found.num_rows:
-                        values = found.to_pylist()[0]
-                        values.pop("id")
-                        if values.get("reason") is None:
-                            values.pop("reason", None)
-                        scores[stage] = values
+        for stage, directory in _stages(store).items():
+            if store.exists(directory, name):
+                table = store.read_table(directory, name)
+                found = table.filter(pc.equal(table.column("id"), row["id"]))
+                if found.num_rows:
+                    values = found.to_pylist()[0]
+                    values.pop("id")
+                    if values.get("reason") is None:
+                        values.pop("reason", None)
+                    scores[stage] = values
     return Story(row, scores, example, copies)
+
+
+def _row(store: Store, directory: str, name: str, i: int, row: dict[str, Any]) -> dict[str, Any]:
+    """Return what a row of the ledger speaks of; it stands at the same place of its part, unless that was read anew."""
+    try:
+        found = store.read_table(directory, name).slice(i, 1).to_pylist()
+    except FileNotFoundError:
+        found = []
+    if not found or any(found[0].get(key, row[key]) != row[key] for key in ("id", "file", "row", "part")):
+        raise RunDirectoryError(
+            f"{store.root}: the sources were read anew after these decisions were made. Run the recipe to its end "
+            "first."
+        )
+    return found[0]
+
+
+def _stages(store: Store) -> dict[str, str]:
+    """Return stage → directory of the scores that the selection in effect was made from."""
+    pointer = store.read_json(".curate", "done", "select.json") or {}
+    if "stages" in pointer:
+        return pointer["stages"]
+    stages = (store.read_json("manifest.json") or {}).get("stages", {})
+    kinds = {
+        s: "features" if store.exists("features", f"{s}-{a['fingerprint']}") else "scores" for s, a in stages.items()
+    }
+    return {s: f"{kinds[s]}/{s}-{a['fingerprint']}" for s, a in stages.items()}

@@ -6,6 +6,7 @@ with another model comes, the one before is closed: two models never share a wor
 
 from __future__ import annotations
 
+import io
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -49,8 +50,8 @@ def opened(store: Store, stage: Stage) -> Scorer:
                 _OPEN.pop(key).close()
         scorer = stage.scorer
         if stage.fitted:
-            path = store.path(".curate", "fit", f"{stage.key}.npz")
-            with store.fs.open(path, "rb") as handle, np.load(handle, allow_pickle=False) as state:
+            held = io.BytesIO(store.read_bytes(".curate", "fit", f"{stage.key}.npz"))
+            with np.load(held, allow_pickle=False) as state:
                 scorer.load({k: state[k] for k in state.files})
         scorer.open()
         _OPEN[stage.key] = scorer

@@ -48,6 +48,9 @@ class HashedNgrams(Scorer):
     """
 
     name: ClassVar[str] = "hashed-ngrams"
+    reference: ClassVar[str] = (
+        'Deerwester et al. 1990, "Indexing by latent semantic analysis"; Weinberger et al. 2009 (arXiv:0902.2206)'
+    )
     fit_rows: ClassVar[int] = 20_000
 
     text: Text = "prompt"

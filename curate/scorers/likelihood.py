@@ -40,6 +40,7 @@ class TargetLikelihood(Scorer):
     """
 
     name: ClassVar[str] = "likelihood"
+    reference: ClassVar[str] = 'Zhang, Dai & Peng 2025, "The Best Instruction-Tuning Data are Those That Fit" (GRAPE)'
     version: ClassVar[int] = 1
     reads: ClassVar[tuple[str, ...]] = ("messages", "tools")
     resource: ClassVar[str] = "model"

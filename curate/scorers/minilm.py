@@ -42,6 +42,7 @@ class MiniLM(Scorer):
     """
 
     name: ClassVar[str] = "minilm"
+    reference: ClassVar[str] = 'Reimers & Gurevych 2019, "Sentence-BERT" (arXiv:1908.10084)'
     resource: ClassVar[str] = "model"
     neutral: ClassVar[tuple[str, ...]] = ("device",)
 

@@ -85,6 +85,9 @@ class TextHeuristics(Scorer):
     """Seventeen numbers about a response's text; the module's docstring has each formula."""
 
     name: ClassVar[str] = "text-heuristics"
+    reference: ClassVar[str] = (
+        'Rae et al. 2021, "Scaling Language Models" (Gopher, arXiv:2112.11446); Raffel et al. 2020 (C4)'
+    )
 
     @property
     def columns(self) -> tuple[Column, ...]:

@@ -25,6 +25,7 @@ class BestPerPrompt(Selector):
     """
 
     name: ClassVar[str] = "best-per-prompt"
+    reference: ClassVar[str] = 'Zhang, Dai & Peng 2025, "The Best Instruction-Tuning Data are Those That Fit" (GRAPE)'
     needs_groups: ClassVar[bool] = True
 
     per_prompt: int = 1

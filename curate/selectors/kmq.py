@@ -42,6 +42,10 @@ class KMQ(Selector):
     """
 
     name: ClassVar[str] = "kmq"
+    reference: ClassVar[str] = (
+        'Yu, Chen, Ahmadian & Fadaee 2024, "Diversify and Conquer: Diversity-Centric Data Selection '
+        'with Iterative Refinement" (kMQ)'
+    )
     x_name: ClassVar[str] = "features"
 
     clusters: int | Literal["auto"] | None = None

@@ -19,6 +19,7 @@ class Longest(Selector):
     """
 
     name: ClassVar[str] = "longest"
+    reference: ClassVar[str] = 'Zhao, Andriushchenko, Croce & Flammarion 2024, "Long Is More for Alignment"'
 
     def _rank(self, inputs: Inputs, k: int) -> Ranking:
         assert inputs.x is not None

@@ -26,7 +26,7 @@ SCORERS: dict[str, dict[str, Any]] = {
 def recipe(pool: Path, **changes: Any) -> Recipe:
     document: dict[str, Any] = {"name": "test", "sources": [{"path": str(pool)}], "scorers": SCORERS, "select": STEPS}
     execution = {"shard_rows": changes.pop("shard_rows", 64)}
-    return Recipe.from_dict({**document, "execution": execution, **changes})
+    return Recipe.from_dict({**document, "execution": execution, "report": False, **changes})
 
 
 def run(pool: Path, directory: Path, *, scheduler: str = "sync", until: str = "write", **changes: Any) -> Run:

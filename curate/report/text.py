@@ -1,0 +1,64 @@
+"""How texts and numbers are shown: nothing invisible, nothing secret, nothing endless."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from curate.urls import redacted
+
+_HIDDEN = re.compile(
+    "["
+    "\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls; a tab and a line's end stay
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e"  # soft hyphen, fillers, the Arabic letter mark
+    "\u200b\u200e\u200f\u2028\u2029\u202a-\u202e\u2060-\u206f"  # zero width, line separators, bidi overrides, isolates
+    "\ufeff\ufff9-\ufffb\ud800-\udfff"  # byte order mark, interlinear marks, half surrogates
+    "\U000e0000-\U000e007f"  # tags
+    "]"
+)
+_TOKENS = re.compile(r"\b(?:hf_|sk-|ghp_|github_pat_)[A-Za-z0-9_-]{16,}|\bAKIA[A-Z0-9]{16}\b")
+
+
+def visible(text: str) -> str:
+    """Return the text with every character that shows nothing, or reorders what it shows, spelt as ``⟨U+202E⟩``.
+
+    The joiners U+200C and U+200D stay: scripts and emoji need them.
+    """
+    return _HIDDEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text.replace("\r\n", "\n"))
+
+
+def redact(text: str) -> str:
+    """Return the text without what looks like a secret: a URL's password or signature, an access token."""
+    return _TOKENS.sub("***", redacted(text))
+
+
+def cut(text: str, limit: int) -> str:
+    """Return at most ``limit`` characters of the text, and a mark that says how many are missing."""
+    return text if len(text) <= limit else f"{text[:limit].rstrip()} […{len(text) - limit:,} more characters]"
+
+
+def number(value: float | int | None) -> str:
+    """``1234567`` → ``1,234,567``; ``-0.123456`` → ``-0.1235``; None, NaN → ``–``."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, int) or (abs(value) < 1e15 and value == int(value)):
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
+def percent(share: float) -> str:
+    """``0.1`` → ``10%``; ``0.0123`` → ``1.2%``.  Neither 0% nor 100% unless it is."""
+    if math.isnan(share):
+        return "–"
+    if 0 < share < 0.0005:
+        return "<0.1%"
+    if 0.9995 <= share < 1:
+        return ">99.9%"
+    return f"{share:.1%}".replace(".0%", "%")
+
+
+def plural(count: int, word: str) -> str:
+    """``1, "copy"`` → ``1 copy``; ``42, "copy"`` → ``42 copies``."""
+    if count == 1:
+        return f"1 {word}"
+    return f"{count:,} {word[:-1]}ies" if word.endswith("y") else f"{count:,} {word}s"
