@@ -121,7 +121,7 @@ def score(
     job = _make(recipe, run, set, scheduler, workers, limit, quiet)
     manifest = job.execute(until="score")
     rows = manifest["rows"]
-    print(f"{rows['pool']:,} examples scored by {', '.join(manifest['stages']) or 'nothing'} in {job.store.root}")
+    print(f"{rows['pool']:,} examples scored by {', '.join(manifest['stages']) or 'nothing'} in {job.store.place()}")
 
 
 @app.command()
@@ -171,7 +171,7 @@ def plan(
         return
     for text in made.recognised:
         print(text)
-    print(f"\nrun directory  {job.store.root}")
+    print(f"\nrun directory  {job.store.place()}")
     print(f"{made.files} files, {made.workers} workers, rows {'counted' if made.exact else 'estimated'}\n")
     print(f"{'stage':<20}{'uses':<18}{'rows':>12}{'there':>12}{'tokens':>10}{'time':>10}  from")
     for s in made.stages:
@@ -414,7 +414,9 @@ def _summary(job: Run, manifest: dict[str, Any]) -> None:
 
 
 def _short(job: Run) -> str:
-    relative = os.path.relpath(job.store.root) if job.store.local else job.store.url
+    if not job.store.local:
+        return job.store.url
+    relative = os.path.relpath(job.store.root)
     return relative if len(relative) < len(job.store.root) else job.store.root
 
 

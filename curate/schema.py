@@ -86,7 +86,12 @@ def _choice(kind: registry.Kind, more: dict[str, dict[str, Any]], definitions: d
             **more,
         }
         definitions[f"{kind}.{word}"] = own
-        branches.append({"if": {"properties": {"use": {"const": word}}, "required": ["use"]}, "then": {"$ref": f"#/$defs/{kind}.{word}"}})
+        branches.append(
+            {
+                "if": {"properties": {"use": {"const": word}}, "required": ["use"]},
+                "then": {"$ref": f"#/$defs/{kind}.{word}"},
+            }
+        )
     required = [] if kind == "scorers" else ["use"]  # a scorer's own name is its word when it says no other
     return {"type": "object", "properties": {"use": {"enum": words}}, "required": required, "allOf": branches}
 

@@ -133,6 +133,7 @@ def export(
     from pathlib import Path
 
     from curate.pipelines import handover
+    from curate.pipelines.rows import PoolRows, TableRows
     from curate.pipelines.run import Run
     from curate.pipelines.store import Store
 
@@ -144,5 +145,5 @@ def export(
         return handover.export_run(Store(handover.place_of(str(rows))), exporter, place, **options)
     if place is None:
         raise InputError("an export of a pool or a table needs a folder: to='exports/trl'.")
-    source = handover.PoolRows(rows) if isinstance(rows, Pool) else handover.TableRows(rows)
+    source = PoolRows(rows) if isinstance(rows, Pool) else TableRows(rows)
     return handover.export(source, exporter, place, **options)

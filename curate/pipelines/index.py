@@ -21,7 +21,6 @@ from curate.exceptions import SchemaError
 from curate.fingerprint import fingerprint
 from curate.pipelines.store import Store
 
-
 _BLOCK = 2**16
 """Rows whose temporaries exist at once."""
 

@@ -139,7 +139,7 @@ def _remotely(store: Store) -> Iterator[None]:
         thread.join()
         store.lease = None
         _mine.discard(lease.token)
-        with contextlib.suppress(RunDirectoryError):  # the store is gone, or the directory another's: nothing to free
+        with contextlib.suppress(Exception):  # the store is gone, or the directory another's: nothing to free
             lease.check(store, now=True)
             _write(store, lease, {**who, "released": True})
 
@@ -166,7 +166,8 @@ def _acquire(store: Store, who: dict[str, Any], token: str) -> Lease:
                 f"cannot write {store.root}: {error}. Create the bucket, or choose another --run."
             ) from error
         finally:
-            store.remove_files(_FOLDER, [f"probe-{token}"])
+            with contextlib.suppress(RunDirectoryError):  # told already, if the store answers nothing
+                store.remove_files(_FOLDER, [f"probe-{token}"])
     if not won:
         raise _in_use(store, json.dumps(store.read_json(_FOLDER, lease.name)))
     if left:

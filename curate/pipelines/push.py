@@ -17,7 +17,6 @@ push that fails publishes no half of a dataset.  The Hub is spoken to through ``
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -30,24 +29,20 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from curate import __version__
 from curate._imports import require
 from curate.connectors import hub
 from curate.exceptions import HubError, InputError
-from curate.pipelines.facts import dataset_schema, default_config, facts_of
-from curate.pipelines.scored import public_url, write_scored
+from curate.pipelines.facts import dataset_schema, facts_of
+from curate.pipelines.published import FORMAT, File, published
 from curate.pipelines.store import Store
-from curate.report.card import CardFacts, Config, card
-from curate.report.text import redact
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
     from curate.pipelines.run import Run
 
-FORMAT = 1
 BATCH = 50
 """Files uploaded together."""
 MOST_FILES = 1_000
@@ -55,29 +50,6 @@ MOST_FILES = 1_000
 _NOTHING_OF_NOTE = re.compile(r"\.git\w+|README\.md|LICEN[CS]E(\.\w+)?", re.IGNORECASE)
 _DATA = re.compile(r".*\.(parquet|arrow|jsonl?|ndjson|csv|tsv)(\.(gz|zst|bz2|xz))?", re.IGNORECASE | re.DOTALL)
 _BRANCH = re.compile(r"(?!refs/)(?![0-9a-f]{40}\Z)[A-Za-z0-9][\w./-]*\Z")
-
-
-@dataclass(frozen=True)
-class File:
-    """A file to be in the repository."""
-
-    path: str
-    content: Path | bytes = field(repr=False)
-    size: int
-    sha256: str
-
-    @classmethod
-    def of(cls, path: str, content: Path | bytes) -> File:
-        if isinstance(content, bytes):
-            return cls(path, content, len(content), hashlib.sha256(content).hexdigest())
-        with content.open("rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        return cls(path, content, content.stat().st_size, digest)
-
-    def git_sha1(self) -> str:
-        """Return git's name for the content: how the Hub names a file that is not in large-file storage."""
-        data = self.content if isinstance(self.content, bytes) else self.content.read_bytes()
-        return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -177,7 +149,7 @@ def push(
     client = hub.api(endpoint)
     what = f"push to {repository}"
     with tempfile.TemporaryDirectory(prefix="curate-push-") as folder:
-        files = _files(store, facts, repository, with_scores, Path(folder))
+        files = published(store, facts, repository, with_scores, Path(folder))
         with hub.asking(what, HubError):
             _check_token(client, files, say)
             remote = _look(client, repository, revision, say)
@@ -215,7 +187,7 @@ def push(
             return replace(plan, commit=_execute(client, plan, remote, send, files, say))
 
 
-# -- what goes there ---------------------------------------------------------------------------------------------------
+# -- what was asked ----------------------------------------------------------------------------------------------------
 
 
 def _store(run: Any) -> Store:
@@ -236,58 +208,6 @@ def _target(repository: str, revision: str | None) -> str:
     if revision is not None and not _BRANCH.match(revision):
         raise InputError(f"push to {repository}: {revision!r} is no branch's name; a branch was asked (revision=).")
     return revision or "main"
-
-
-def _files(store: Store, facts: CardFacts, repository: str, with_scores: bool, folder: Path) -> list[File]:
-    """Return everything that the repository shall hold; what is not on this machine is put into ``folder``."""
-    configs = [default_config(facts, "data")]
-    files = [
-        File.of(f"data/{name}", _local(store, folder, "dataset", name))
-        for name in store.list("dataset")
-        if name.endswith(".parquet")
-    ]
-    manifest = store.read_json("manifest.json")
-    if with_scores:
-        about = "every input row with its decision, the reason and its scores"
-        configs.append(Config("scores", "train", "scores/train-*.parquet", about))
-        written = write_scored(store, manifest["stages"], folder / "scores")
-        files += [File.of(f"scores/{path.name}", path) for path in written]
-    if store.exists("report.html"):
-        files.append(File.of("report.html", _local(store, folder, "report.html")))
-    recipe = yaml.safe_dump(
-        _public(yaml.safe_load(store.read_bytes("recipe.yaml"))), sort_keys=False, allow_unicode=True
-    )
-    files.append(File.of("README.md", card(facts, configs, repository).encode()))
-    files.append(File.of("recipe.yaml", recipe.encode()))
-    names = sorted([*(f.path for f in files), "manifest.json"])
-    told = {**_public(manifest), "push": {"format": FORMAT, "files": names}}
-    files.append(File.of("manifest.json", (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode()))
-    return files
-
-
-def _local(store: Store, folder: Path, *parts: str) -> Path:
-    """Return the path of a run's file on this machine; a remote one is copied."""
-    if store.local:
-        return Path(store.path(*parts))
-    path = folder.joinpath("run", *parts)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    store.fs.get_file(store.path(*parts), str(path))
-    return path
-
-
-def _public(value: Any) -> Any:
-    """Return JSON without what is nobody's business: the folders of this machine, passwords and tokens in URLs."""
-    if isinstance(value, dict):
-        return {_public(k): _public(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_public(v) for v in value]
-    if not isinstance(value, str):
-        return value
-    if re.match(r"[a-z][a-z0-9+.]*://\S+\Z", value):
-        return redact(public_url(value))
-    if value.startswith(("/", "~")) or re.match(r"[A-Za-z]:[\\/]", value):
-        return "…/" + re.split(r"[/\\]", value.rstrip("/"))[-1]
-    return redact(value)
 
 
 # -- what is there -----------------------------------------------------------------------------------------------------

@@ -42,8 +42,6 @@ def write_report(store: Store, out: str | Path | None = None, *, samples: int = 
     ------
     RunDirectoryError
         If there is no finished run, or the file cannot be written.
-    MissingDependencyError
-        Without ``jinja2`` and ``vl-convert-python``.
     """
     from curate.pipelines.view import view
     from curate.report.page import render

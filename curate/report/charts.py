@@ -15,11 +15,10 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from curate._imports import require
 from curate.exceptions import InputError
 from curate.fingerprint import fingerprint
 from curate.report.blocks import Chart, Share, Table
-from curate.report.text import number, percent, visible
+from curate.report.text import cut, number, percent, plural, short, visible
 
 WIDE, NARROW = 1090, 340
 """Widths in pixels that charts are drawn at: the second in a column of its own, and on a phone."""
@@ -32,7 +31,7 @@ _AXIS = {
     "gridOpacity": 0.6,
     "labelColor": "var(--muted)",
     "labelFontSize": 11,
-    "labelLimit": 150,
+    "labelLimit": 0,
     "tickColor": "var(--line)",
     "titleColor": "var(--muted)",
     "titleFontSize": 11,
@@ -45,7 +44,7 @@ _CONFIG = {
     "legend": {
         "labelColor": "var(--muted)",
         "labelFontSize": 11,
-        "labelLimit": 150,
+        "labelLimit": 0,
         "symbolSize": 80,
         "symbolStrokeWidth": 0,
         "title": None,
@@ -90,10 +89,9 @@ def draw(spec: Mapping[str, Any], width: int) -> str:
     ------
     InputError
         If Vega cannot draw it, or if what it draws holds a link, an image or a script.
-    MissingDependencyError
-        Without the package ``vl-convert-python``.
     """
-    vega = require("vl_convert", extra="report", for_="a chart")
+    import vl_convert
+
     sized = {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
         "width": width,
@@ -102,7 +100,7 @@ def draw(spec: Mapping[str, Any], width: int) -> str:
         "config": {**_CONFIG, **_clean(spec.get("config", {}))},
     }
     try:
-        svg = str(vega.vegalite_to_svg(sized, vl_version="5.20", allowed_base_urls=[]))
+        svg = str(vl_convert.vegalite_to_svg(sized, vl_version="5.20", allowed_base_urls=[]))
     except ValueError as error:
         raise InputError(f"a chart's specification cannot be drawn: {str(error).strip().splitlines()[0]}") from error
     return _plain(svg, fingerprint("chart", sized))
@@ -144,7 +142,7 @@ def _plain(svg: str, name: str) -> str:
 def _clean(value: Any) -> Any:
     """Return plain JSON values in which every text is ``visible``."""
     if isinstance(value, str):
-        return visible(value)
+        return visible(cut(value, 400))
     if isinstance(value, Mapping):
         return {visible(str(k)): _clean(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -247,7 +245,7 @@ def histogram(
     notes = [note] if note else []
     notes += list(dict.fromkeys((thresholds or {}).values()))[:3]
     if outside:
-        notes.append(f"{outside:,} rows beyond the axis count in its first and last bar.")
+        notes.append(f"{plural(outside, 'row')} beyond the axis, counted in the first and last bar.")
     table = Table(
         f"{title}: quantiles",
         ["", "rows", "mean", "5%", "25%", "50%", "75%", "95%"],
@@ -273,10 +271,11 @@ def _quantiles(x: NDArray[np.float64]) -> list[float]:
 
 def bars(title: str, names: Sequence[str], series: Mapping[str, Sequence[float]], *, alt: str, table: Table) -> Chart:
     """Horizontal bars, one for each name and series; ``series`` maps kept, dropped … to shares in [0, 1]."""
+    labels = short(names)
     rows = [
-        {"name": name, "what": what, "share": share, "tip": f"{name}: {percent(share)} of the {what}"}
+        {"name": label, "what": what, "share": share, "tip": f"{name}: {percent(share)} of the {what}"}
         for what, shares in series.items()
-        for name, share in zip(names, shares, strict=True)
+        for label, name, share in zip(labels, names, shares, strict=True)
     ]
     spec = {
         "data": values(rows),
@@ -286,9 +285,9 @@ def bars(title: str, names: Sequence[str], series: Mapping[str, Sequence[float]]
             "y": {
                 "field": "name",
                 "type": "nominal",
-                "sort": list(names),
+                "sort": labels,
                 "title": None,
-                "axis": {"ticks": False, "domain": False, "labelLimit": 120},
+                "axis": {"ticks": False, "domain": False},
                 "scale": {"paddingInner": 0.3},
             },
             "yOffset": {"field": "what", "sort": list(series)},
@@ -321,14 +320,15 @@ def composition(
     head = order if len(names) <= SERIES else order[: SERIES - 1]
     rest = [i for i in order if i not in set(head)]
     other = f"{len(rest):,} others"
-    shown = [names[i] for i in head] + ([other] if rest else [])
+    shown = short([*(names[i] for i in head), *([other] if rest else [])])
+    picks = short(list(counts))
     rows = []
-    for pick, found in counts.items():
+    for told, (pick, found) in zip(picks, counts.items(), strict=True):
         total = max(1, int(found.sum()))
         shares = [(names[i], int(found[i])) for i in head] + ([(other, int(found[rest].sum()))] if rest else [])
         for place, (name, n) in enumerate(shares):
             tip = f"{pick}: {n:,} rows of {name} ({percent(n / total)})"
-            rows.append({"pick": pick, "name": name, "share": n / total, "place": place, "tip": tip})
+            rows.append({"pick": told, "name": shown[place], "share": n / total, "place": place, "tip": tip})
     spec = {
         "data": values(rows),
         "height": {"step": 24},
@@ -337,7 +337,7 @@ def composition(
             "y": {
                 "field": "pick",
                 "type": "nominal",
-                "sort": list(counts),
+                "sort": picks,
                 "title": None,
                 "axis": {"ticks": False, "domain": False},
             },
@@ -353,7 +353,7 @@ def composition(
                 "field": "name",
                 "type": "nominal",
                 "scale": {"domain": shown, "range": [f"var(--c{i})" for i in range(len(shown))]},
-                "legend": {"orient": "bottom", "columns": 2, "labelLimit": 140},
+                "legend": {"orient": "bottom", "columns": 2},
             },
             "description": {"field": "tip"},
         },
@@ -375,19 +375,20 @@ def composition(
 
 def intervals(title: str, spans: Mapping[str, Sequence[float]], *, axis: str, table: Table | None = None) -> Chart:
     """Where the middle of several distributions lies: ``spans`` maps a name to its quantiles 5, 25, 50, 75 and 95%."""
+    labels = short(list(spans))
     rows = [
         {
             **dict(zip(("p5", "p25", "p50", "p75", "p95"), map(float, span), strict=True)),
-            "name": name,
+            "name": label,
             "tip": f"{name}: median {number(span[2])}, half of the rows in {number(span[1])} to {number(span[3])}",
         }
-        for name, span in spans.items()
+        for label, (name, span) in zip(labels, spans.items(), strict=True)
     ]
     limits = np.array([span[i] for span in spans.values() for i in (0, 4)])
     y = {
         "field": "name",
         "type": "nominal",
-        "sort": list(spans),
+        "sort": labels,
         "title": None,
         "axis": {"ticks": False, "domain": False},
     }

@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from curate._imports import require
 from curate.report import charts
 from curate.report.blocks import Chart, Section, Share, Text
-from curate.report.text import number, percent, visible
+from curate.report.text import brief, number, percent, visible
 from curate.report.view import DECISIONS
 
 
@@ -45,8 +44,9 @@ def render(
     InputError
         If a chart cannot be drawn, and no ``problems`` are taken.
     """
-    jinja2 = require("jinja2", extra="report", for_="a report")
-    markupsafe = require("markupsafe", extra="report", for_="a report")
+    import jinja2
+    from markupsafe import Markup
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("curate.report", "page"),
         autoescape=True,
@@ -55,7 +55,7 @@ def render(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(number=number, percent=percent)
+    environment.filters.update(number=number, percent=percent, brief=brief)
     environment.tests["share"] = lambda cell: isinstance(cell, Share)
     environment.tests["numeric"] = lambda cell: isinstance(cell, (int, float, Share)) and not isinstance(cell, bool)
     environment.globals.update(drawn=_drawn)
@@ -71,8 +71,8 @@ def render(
         total=sum((counts or {}).values()),
         made=made,
         # Text of ours, not of the data: set in as it is, because its digest stands in the policy.
-        style=markupsafe.Markup(style),
-        script=markupsafe.Markup(script),
+        style=Markup(style),
+        script=Markup(script),
         policy="; ".join(
             [
                 "default-src 'none'",

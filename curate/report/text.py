@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
+from unicodedata import east_asian_width
 
 from curate.urls import redacted
 
@@ -35,6 +37,37 @@ def redact(text: str) -> str:
 def cut(text: str, limit: int) -> str:
     """Return at most ``limit`` characters of the text, and a mark that says how many are missing."""
     return text if len(text) <= limit else f"{text[:limit].rstrip()} […{len(text) - limit:,} more characters]"
+
+
+def brief(text: str) -> str:
+    """Return a name or a reason as a table has room for it: at most 200 characters, and a mark."""
+    return cut(text, 200)
+
+
+def short(names: Sequence[str], room: int = 20) -> list[str]:
+    """Return the names as labels of a chart: one line of at most ``room`` columns each, all still different.
+
+    Wide characters take two columns.  Vega would cut labels by its own count, and through the middle of an emoji.
+    """
+    out: dict[str, None] = {}
+    for name in names:
+        line = " ".join(visible(name).split()) or "(blank)"
+        label, again = _fit(line, room), 2
+        while label in out:
+            label, again = f"{_fit(line, room - 1 - len(str(again)))} {again}", again + 1
+        out[label] = None
+    return list(out)
+
+
+def _fit(line: str, room: int) -> str:
+    widths = [2 if east_asian_width(character) in "WF" else 1 for character in line]
+    if sum(widths) <= room:
+        return line
+    taken = end = 0
+    while taken + widths[end] < room:  # one column is the mark's
+        taken += widths[end]
+        end += 1
+    return f"{line[:end].rstrip()}…"
 
 
 def number(value: float | int | None) -> str:

@@ -370,6 +370,10 @@ def test_the_input_of_alpaca_is_parted_only_where_it_was(tmp_path: Path) -> None
         tmp_path, Alpaca(), [{"messages": [turn("user", "Add.\n\n1"), turn("assistant", "1")], "input": "2"}]
     )
     assert row == {"instruction": "Add.\n\n1", "input": "", "output": "1"}
+    (row,) = export(
+        tmp_path, Alpaca(), [{"messages": [turn("user", "Add.\n\n"), turn("assistant", "1")], "input": "2"}]
+    )
+    assert row == {"instruction": "Add.\n\n", "input": "", "output": "1"}
 
 
 # -- pairs -------------------------------------------------------------------------------------------------------------

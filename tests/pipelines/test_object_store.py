@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from curate.cli import _summary
 from curate.exceptions import RunDirectoryError, StageError
 from curate.pipelines.plan import plan
 from curate.pipelines.run import Run
@@ -72,7 +73,7 @@ def messy(n: int = 300) -> list[dict[str, Any]]:
 
 
 def test_a_run_is_the_same_byte_for_byte_and_the_second_computes_nothing(
-    bucket: str, pool_of: PoolOf, tmp_path: Path
+    bucket: str, pool_of: PoolOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pool = pool_of(messy(), 3)
     mine = run(pool, tmp_path / "run")
@@ -80,6 +81,9 @@ def test_a_run_is_the_same_byte_for_byte_and_the_second_computes_nothing(
     job.execute()
     same(job.store, tmp_path / "run", *ALL)
     assert job.manifest["decisions"] == mine.manifest["decisions"]
+    _summary(job, job.manifest)
+    told = capsys.readouterr().out
+    assert f"dataset    s3://{job.store.path('dataset')}  (" in told and f"curate why s3://{bucket}/runs/one ID" in told
     before = job.store.events()
     again = Run(recipe(pool), f"s3://{bucket}/runs/one", "sync", quiet=True)
     again.execute()
@@ -254,7 +258,9 @@ def test_why_never_shows_one_reading_s_decision_with_another_s_text(pool_of: Poo
     pool_of(rows_of(80)[20:])
     assert why(job.store, str(story.decision["id"]))[0].example == story.example
     run(pool, tmp_path / "run", scorers={}, select=[], until="read")
-    with pytest.raises(RunDirectoryError, match=r"read anew after these decisions were made. Run the recipe to its end"):
+    with pytest.raises(
+        RunDirectoryError, match=r"read anew after these decisions were made. Run the recipe to its end"
+    ):
         why(Store(job.store.url), str(story.decision["id"]))
 
 

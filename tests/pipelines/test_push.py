@@ -22,6 +22,7 @@ import yaml
 from curate.connectors.source import Source
 from curate.exceptions import HubError, InputError, RunDirectoryError
 from curate.pipelines import push as module
+from curate.pipelines.published import public
 from curate.pipelines.push import push
 from curate.pipelines.scored import public_url, write_scored
 from curate.pipelines.store import Store
@@ -191,13 +192,13 @@ def test_a_run_on_an_object_store_is_pushed_too(hub: Hub, job: Any) -> None:
 
 
 def test_a_report_goes_along_and_folders_of_this_machine_do_not(hub: Hub, job: Any, tmp_path: Path) -> None:
-    job.store.write_bytes(b"<html>the report</html>", "report.html")
+    source = yaml.safe_load(job.store.read_bytes("recipe.yaml"))["sources"][0]["path"]
+    job.store.write_bytes(f"<html>the report of {source}</html>".encode(), "report.html")
     push(job, NAME, with_scores=True)
     there = contents(hub)
-    assert there["report.html"] == b"<html>the report</html>"
+    assert there["report.html"].decode() == "<html>the report of …/pool</html>"
     for path, data in there.items():
         text = pq.read_table(io.BytesIO(data)).to_pylist().__repr__() if path.endswith(".parquet") else data.decode()
-        assert str(tmp_path) not in text, path
         assert str(tmp_path.parent) not in text, path
     recipe = yaml.safe_load(there["recipe.yaml"])
     assert recipe["sources"] == [{"path": "…/pool"}] and recipe["select"][1]["clusters"] == 8
@@ -209,7 +210,7 @@ def test_urls_lose_what_opens_doors() -> None:
     assert public_url("s3://key:secret@bucket/a b") == "s3://bucket/a b"
     assert public_url("hf://datasets/a/b@main/c?d.parquet") == "hf://datasets/a/b@main/c?d.parquet"
     said = {"path": ["s3://k:s@b/x", "/home/me/x.parquet", "~/y", "C:\\me\\z", "data/*.parquet", "text: /a"], "n": 1}
-    assert module._public(said)["path"] == ["s3://b/x", "…/x.parquet", "…/y", "…/z", "data/*.parquet", "text: /a"]
+    assert public(said)["path"] == ["s3://b/x", "…/x.parquet", "…/y", "…/z", "data/*.parquet", "text: /a"]
 
 
 # -- what is there already ---------------------------------------------------------------------------------------------

@@ -44,6 +44,8 @@ def nasty_rows() -> list[Any]:
             "rating": 9.9,
         }
         rows.append({**row, "group": attack[:60], "language": attack[:30]})
+    long = {"source": "👩\u200d🚀 " * 40, "group": "g" * 100_000, "rating": 9.9}  # names that no label has room for
+    rows += [{"messages": conversation(f"Long {i}", "name"), **long} for i in range(8)]
     rows += [rows[3], rows[-1]]  # copies
     rows += [{"messages": [{"role": "user", "content": attack}], "source": "a"} for attack in ATTACKS[:6]]  # rejected
     return rows

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curate.report.text import cut, number, percent, plural, redact, visible
+from curate.report.text import cut, number, percent, plural, redact, short, visible
 
 
 @given(st.text(alphabet=st.characters(codec=None)))
@@ -92,3 +92,21 @@ def test_tokens_are_struck_out(secret: str) -> None:
     assert secret not in redact(f"model: x\ntoken: {secret}\n") and "model: x" in redact(f"model: x\ntoken: {secret}")
     assert redact("s3://user:secret@bucket/key") == "s3://***@bucket/key"
     assert redact("hf_small a skill sk-1") == "hf_small a skill sk-1"  # words, not tokens
+
+
+@given(st.lists(st.text(alphabet="abé長👩 \n", max_size=40), max_size=12, unique=True), st.integers(8, 25))
+def test_labels_fit_and_stay_different(names: list[str], room: int) -> None:
+    labels = short(names, room)
+    assert len(labels) == len(set(labels)) == len(names)
+    for name, label in zip(names, labels, strict=True):
+        assert sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in label) <= room and "\n" not in label
+        assert label == " ".join(name.split()) or "…" in label or label[-1].isdigit() or label == "(blank)"
+
+
+def test_labels_by_hand():
+    assert short(["a" * 21, "a" * 22, "short", "長" * 11]) == [
+        "a" * 19 + "…",
+        "a" * 17 + "… 2",
+        "short",
+        "長" * 9 + "…",
+    ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from curate.report.blocks import Block, Chart, Section, Share, Table, Text
 from curate.report.charts import values
-from curate.report.text import percent
+from curate.report.text import percent, short
 
 if TYPE_CHECKING:
     from curate.report.view import View
@@ -29,7 +29,8 @@ def _chart(view: View, by_stage: dict[str, int]) -> Chart:
     total = view.ledger.height
     kinds = {"read": "rejected", "dedup": "duplicate"}
     stages = ["read", "dedup", *(str(s["name"]) for s in view.steps)]
-    stages += sorted(set(by_stage) - set(stages))
+    stages = list(dict.fromkeys([*stages, *sorted(by_stage)]))
+    label = dict(zip(stages, short(stages), strict=True))
     rows: list[dict[str, Any]] = []
     table: list[list[Any]] = []
     on = total
@@ -39,7 +40,7 @@ def _chart(view: View, by_stage: dict[str, int]) -> Chart:
         on -= out
         rows.append(
             {
-                "stage": stage,
+                "stage": label[stage],
                 "from": 0,
                 "to": on,
                 "what": "kept",
@@ -48,11 +49,17 @@ def _chart(view: View, by_stage: dict[str, int]) -> Chart:
         )
         if out:
             tip = f"{stage}: {out:,} rows {kind} ({percent(out / total)} of all)"
-            rows.append({"stage": stage, "from": on, "to": on + out, "what": kind, "tip": tip})
+            rows.append({"stage": label[stage], "from": on, "to": on + out, "what": kind, "tip": tip})
         table.append([stage, on + out, out, kind if out else None, on])
-    ends = [{"stage": r[0], "to": r[1], "label": f"−{r[2]:,}" if r[2] else "", "tip": ""} for r in table]
+    ends = [{"stage": label[r[0]], "to": r[1], "label": f"−{r[2]:,}" if r[2] else "", "tip": ""} for r in table]
     shown = [k for k in ("kept", "dropped", "duplicate", "rejected") if any(r["what"] == k for r in rows)]
-    y = {"field": "stage", "type": "nominal", "sort": stages, "title": None, "axis": {"ticks": False, "domain": False}}
+    y = {
+        "field": "stage",
+        "type": "nominal",
+        "sort": list(label.values()),
+        "title": None,
+        "axis": {"ticks": False, "domain": False},
+    }
     x = {"field": "from", "type": "quantitative", "title": None, "axis": {"tickCount": 4, "format": "~s"}}
     x["scale"] = {"domain": [0, total * 1.08], "nice": False}  # room for the labels
     spec = {

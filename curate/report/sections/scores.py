@@ -8,7 +8,7 @@ import numpy as np
 
 from curate.report.blocks import Block, Section, Text
 from curate.report.charts import histogram
-from curate.report.text import number
+from curate.report.text import number, plural
 
 if TYPE_CHECKING:
     from curate.report.view import View
@@ -30,7 +30,7 @@ def sections(view: View) -> list[Section]:
         better = {True: "higher is better", False: "lower is better", None: ""}[column.higher_is_better]
         axis = ", ".join(filter(None, [column.unit, better]))
         missing = int((~scored).sum())
-        note = f"{missing:,} rows have no score." if missing else ""
+        note = f"{plural(missing, 'row')} without a score." if missing else ""
         kept, dropped = x[scored & view.kept], x[scored & ~view.kept]
         blocks.append(histogram(name, kept, dropped, axis=axis, thresholds=_thresholds(view, name), note=note))
     # Combinations are in no file of scores; the ledger has them for the rows that were judged by them.

@@ -1,6 +1,6 @@
 """What a run on an object store asks for: requests by kind and shard, and what fetching ahead saves.
 
-    OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/store/requests.py
+    OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/store/run.py
 
 A server in this process speaks S3 (moto's) and answers every request 20 ms late, as a store in the same region does.
 Beside each figure stands what was predicted before it was measured.
