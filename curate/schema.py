@@ -1,7 +1,7 @@
 """The JSON Schema of recipes, for editors: completion, descriptions and red lines while one types.
 
-Made from the same classes that check a recipe when it is loaded, plugins included, so that the two cannot disagree on what
-exists.  What only the whole document can tell (does that score exist?) is left to ``Recipe``.
+Made from the same classes that check a recipe when it is loaded, plugins included, so that the two cannot disagree on
+what exists.  What only the whole document can tell (does that score exist?) is left to ``Recipe``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import itertools
 import textwrap
 from typing import Any
 
@@ -130,7 +131,7 @@ def field_docs(cls: type) -> dict[str, str]:
         if not isinstance(tree.body[0], ast.ClassDef):
             continue
         body = tree.body[0].body
-        for statement, after in zip(body, body[1:], strict=False):
+        for statement, after in itertools.pairwise(body):
             if (
                 isinstance(statement, ast.AnnAssign)
                 and isinstance(statement.target, ast.Name)

@@ -1,8 +1,8 @@
 """What the site adds to the pages in this folder: pages made from code and from the repository's own files.
 
 ``index.md``, ``contributing.md`` and ``changelog.md`` are README.md, CONTRIBUTING.md and CHANGELOG.md;
-``reference/recipe.md`` is made from the schema of recipes, ``reference/commands.md`` from the command line itself.  Links
-that leave this folder (to code, benchmarks, examples) become the plain path: the site holds the documentation alone.
+``reference/recipe.md`` is made from the schema of recipes, ``reference/commands.md`` from the command line itself.
+Links that leave this folder (to code, benchmarks, examples) become the plain path: the site holds the documentation.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def recipe_page() -> str:
         "# Recipe keys",
         "",
         "Made from the classes that check a recipe. `curate schema` prints the same as a "
-        "[JSON Schema](recipe.schema.json); with `# yaml-language-server: $schema=recipe.schema.json` as a recipe's first "
-        "line, editors complete and check it while one types.",
+        "[JSON Schema](recipe.schema.json); with `# yaml-language-server: $schema=recipe.schema.json` as a recipe's "
+        "first line, editors complete and check it while one types.",
         "",
         "## The document",
         "",

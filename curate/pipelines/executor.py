@@ -89,8 +89,8 @@ class Distributed(Executor):
                 # Dask would have the allocator give every freed tensor back to the system at once, which then hands out
                 # zeroed pages for the next one: a third of the processor time of scoring with a language model.
                 "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
-                # Every shape of a bfloat16 product keeps its kernels and buffers, and sorted batches hardly ever repeat one:
-                # 1,024 of them, the default, are a gigabyte.
+                # Every shape of a bfloat16 product keeps its kernels and buffers, and sorted batches hardly ever repeat
+                # one: 1,024 of them, the default, are a gigabyte.
                 "distributed.nanny.pre-spawn-environ.ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
                 "distributed.nanny.pre-spawn-environ.LRU_CACHE_CAPACITY": "16",
             }
