@@ -109,6 +109,7 @@ def recipe(pool: Path, file: Path, shard_rows: int | None = None) -> Path:
     step = {"use": "top-k", "on": "rating", "budget": f"{SHARE:.0%}", "quota": {"by": "source", "shares": SHARES}}
     document = {
         "name": "throughput",
+        "report": False,  # benchmarks/report has its cost
         "sources": [{"path": f"{pool}/*.parquet"}],
         "scorers": {"rating": {"use": "column", "column": "rating"}},
         "select": [step],

@@ -9,7 +9,7 @@ Where the time and the memory go, and what is done about it:
 * Rows are sorted by length and batched under a budget of padded tokens, so little padding is computed.  It stands on
   the right, where a causal model cannot see it: no attention mask is needed, and attention takes its fast causal path.
 * What follows the last scored token is not read, and logits are computed only at positions that predict a scored token,
-  a few hundred at a time: T×V numbers never exist at once.
+  a few hundred at a time: T×V numbers never exist at once.  So is the last layer's MLP (``curate.models.last_mlp``).
 * On a CPU each thread takes batches of its own.  Threads that share every matrix product wait for each other some
   hundred times a batch, and where other processes want the cores too, that costs several times the work itself.
 * On out-of-memory the batch is halved, and the budget with it, once and for all.
@@ -20,6 +20,7 @@ is loaded; one that fails the test goes through its own forward pass, slower and
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ from curate._imports import require
 from curate.exceptions import InputError, ModelError
 from curate.models.base import CausalLM, Row
 from curate.models.identity import locate
+from curate.models.last_mlp import last_mlp
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +85,9 @@ class TransformersLM(CausalLM):
         self._finish = _logit_map(torch, config)
         with torch.inference_mode():
             self.by_hidden_states = self._head_is_known(torch)
-        """Whether logits are computed from hidden states, at the scored positions only."""
+            """Whether logits are computed from hidden states, at the scored positions only."""
+            base = self._model.base_model
+            self._last_mlp = last_mlp(torch, base, self.vocab_size, self.device) if self.by_hidden_states else None
         if not self.by_hidden_states:
             log.warning(
                 "%s: the logits of %s are not its head applied to its hidden states; scoring by full forward passes.",
@@ -192,9 +196,10 @@ class TransformersLM(CausalLM):
     ) -> NDArray[np.float32]:
         import torch
 
-        hidden = self._model.base_model(input_ids=self._batch(ids, width), use_cache=False)[0]
         row = np.repeat(np.arange(len(ids)), [at.size for at in scored])
         flat = torch.from_numpy(row * width + np.concatenate(scored) - 1).to(self.device)
+        with contextlib.nullcontext() if self._last_mlp is None else self._last_mlp.only(flat):
+            hidden = self._model.base_model(input_ids=self._batch(ids, width), use_cache=False)[0]
         hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, flat)  # (scored tokens, width of the model)
         targets = torch.from_numpy(np.concatenate([v[at] for v, at in zip(ids, scored, strict=True)]).astype(np.int64))
         targets = targets.to(self.device)

@@ -115,6 +115,7 @@ class Run:
                 self.store.sweep()  # a worker that died in the middle of a file leaves it aside
                 self._end("complete" if until == "write" else f"{until} complete")
                 if until == "write":
+                    self._stop_workers()  # drawing takes memory of its own, and needs none of them
                     self._report(progress)
         finally:
             progress.close()
@@ -125,9 +126,12 @@ class Run:
         try:
             yield
         finally:
-            if self._executor is not None:
-                self._executor.close()
-                self._executor = None
+            self._stop_workers()
+
+    def _stop_workers(self) -> None:
+        if self._executor is not None:
+            self._executor.close()
+            self._executor = None
 
     def _map(self, tasks: Iterable[Task]) -> Iterator[tuple[str, Any]]:
         """Run tasks; workers are started when there is something to do for the first time."""
@@ -421,6 +425,7 @@ class Run:
                 rows, of = decide.lay_out(index, verdicts, part)
                 handle.write(rows.tobytes())
                 of_ids.append([ids[i] for i in of.tolist()])
+        verdicts.forget_numbers()
 
         def tasks() -> Iterator[Task]:
             for part, of in zip(index.parts, of_ids, strict=True):
