@@ -93,6 +93,27 @@ def test_a_run_is_the_same_byte_for_byte_and_the_second_computes_nothing(
     computed_once(job.store)
 
 
+def test_report_card_and_exports_are_there_too(bucket: str, pool_of: PoolOf, tmp_path: Path) -> None:
+    import curate
+    from curate.exporters import LlamaFactory
+
+    pool = pool_of(messy(), 3)
+    asked = {"report": True, "exports": [{"use": "trl"}]}
+    mine = run(pool, tmp_path / "run", **asked)
+    job = Run(recipe(pool, **asked), f"s3://{bucket}/runs/one", "sync", quiet=True)
+    job.execute()
+    assert job.manifest["report"] == {"file": "report.html", "problems": []}
+    page = job.store.read_bytes("report.html").decode()
+    assert page.startswith("<!doctype html>") and f"{job.manifest['decisions']['kept']:,}" in page
+    assert job.store.read_bytes("README.md") == (Path(mine.store.root) / "README.md").read_bytes()
+    same(job.store, tmp_path / "run", "exports/trl/data")
+    made = curate.export(f"s3://{bucket}/runs/one", LlamaFactory(), f"s3://{bucket}/out", file="jsonl")
+    here = curate.export(str(tmp_path / "run"), LlamaFactory(), str(tmp_path / "out"), file="jsonl")
+    assert made.rows == here.rows == job.manifest["decisions"]["kept"]
+    (name,) = [p.name for p in (tmp_path / "out/data").iterdir()]
+    assert s3().cat_file(f"{bucket}/out/data/{name}") == (tmp_path / "out/data" / name).read_bytes()
+
+
 def test_inputs_on_s3_have_the_ids_of_local_ones(bucket: str, tmp_path: Path) -> None:
     rows = rows_of(90)
     write_jsonl(tmp_path / "pool/a.jsonl", rows[:30])
