@@ -80,8 +80,8 @@ def _make(
 
 def _pairs(sets: list[str] | None, example: str) -> dict[str, Any]:
     """Return what ``--set KEY=VALUE`` said, values read as a recipe would."""
+    from curate.document import parse_value
     from curate.exceptions import RecipeError
-    from curate.recipe import parse_value
 
     out: dict[str, Any] = {}
     for item in sets or []:

@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from curate import registry
 from curate.budget import Budget, Quota
+from curate.document import Place, load_yaml, override
 from curate.exceptions import CurateError, InputError, RecipeError
 from curate.urls import redacted
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from curate.exporters.base import Exporter
     from curate.pipelines.run import Run
 
-Path_ = tuple[str | int, ...]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\Z")
 EXPORT_KEYS = ("use", "name", "to", "file", "shard_rows", "strict")
 STEP_KEYS = ("use", "name", "on", "features", "quality", "groups", "budget", "cost", "quota", "nulls")
@@ -169,9 +169,9 @@ class Recipe:
             raise RecipeError(f"no recipe at {path}{hint}.") from None
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path} cannot be read as a recipe: {error}") from error
-        document, marks = _load_yaml(text, path)
+        document, marks = load_yaml(text, path)
         for key, value in (overrides or {}).items():
-            _override(document, key, value)
+            override(document, key, value)
         self = cls.__new__(cls)
         self._init(document, marks=marks, file=path, base=path.parent.resolve())
         return self
@@ -183,7 +183,7 @@ class Recipe:
         self._init(dict(document), marks={}, file=None, base=Path(base).resolve())
         return self
 
-    def _init(self, document: dict[str, Any], *, marks: dict[Path_, int], file: Path | None, base: Path) -> None:
+    def _init(self, document: dict[str, Any], *, marks: dict[Place, int], file: Path | None, base: Path) -> None:
         self._marks, self.file, self.base = marks, file, base
         try:
             self._doc = _Document.model_validate(document)
@@ -207,13 +207,13 @@ class Recipe:
 
     # -- errors ------------------------------------------------------------------------------------------------------
 
-    def error(self, at: Path_, message: str) -> RecipeError:
+    def error(self, at: Place, message: str) -> RecipeError:
         """Return an error that points at the line where ``at`` (or its nearest parent) stands."""
         line = next((self._marks[at[:n]] for n in range(len(at), -1, -1) if at[:n] in self._marks), None)
         where = None if self.file is None else f"{self.file}:{line}" if line else str(self.file)
         return RecipeError(redacted(message), where=where)
 
-    def _explain(self, error: ValidationError, at: Path_, given: Any, known: list[str] | None = None) -> RecipeError:
+    def _explain(self, error: ValidationError, at: Place, given: Any, known: list[str] | None = None) -> RecipeError:
         lines = []
         first = error.errors()[0]
         for item in error.errors():
@@ -231,7 +231,7 @@ class Recipe:
         loc = tuple(p for p in first["loc"] if isinstance(p, (str, int)))
         return self.error((*at, *loc), "\n".join(dict.fromkeys(lines)))
 
-    def _build(self, cls: type, params: dict[str, Any], at: Path_) -> Any:
+    def _build(self, cls: type, params: dict[str, Any], at: Place) -> Any:
         """Build a dataclass from recipe parameters, with types checked and unknown keys refused."""
         known = [f.name for f in dataclasses.fields(cls) if f.init]
         unknown = [k for k in params if k not in known]
@@ -266,7 +266,7 @@ class Recipe:
     def _scorers(self) -> dict[str, Scorer]:
         out: dict[str, Scorer] = {}
         for name, spec in self._doc.scorers.items():
-            at: Path_ = ("scorers", name)
+            at: Place = ("scorers", name)
             if not _NAME.match(name):
                 raise self.error(at, f"scorer name {name!r}: letters, digits, - and _ were asked.")
             params = dict(spec)
@@ -299,7 +299,7 @@ class Recipe:
         for name, spec in self.combine.items():
             resolved = {}
             for ref, weight in spec.of.items():
-                at: Path_ = ("combine", name, "of", ref)
+                at: Place = ("combine", name, "of", ref)
                 full = self.reference(ref, at, combinations=False)
                 if not weight > 0:
                     raise self.error(
@@ -325,7 +325,7 @@ class Recipe:
             if not resolved:
                 raise self.error(("combine", name, "of"), "a combination of no columns.")
 
-    def reference(self, ref: str, at: Path_, *, combinations: bool = True) -> str:
+    def reference(self, ref: str, at: Place, *, combinations: bool = True) -> str:
         """Return the full name of a score column: "stage" means its first column."""
         if combinations and ref in self.combine:
             return ref
@@ -356,7 +356,7 @@ class Recipe:
         return True if ref in self.combine else self.columns[ref].higher_is_better
 
     def _step(self, i: int, spec: dict[str, Any]) -> Step:
-        at: Path_ = ("select", i)
+        at: Place = ("select", i)
         if "use" not in spec:
             raise self.error(
                 at, f"select.{i} names no selector; add 'use: …' ({', '.join(registry.names('selectors'))})."
@@ -440,7 +440,7 @@ class Recipe:
         )
 
     def _export(self, i: int, spec: dict[str, Any]) -> ExportSpec:
-        at: Path_ = ("exports", i)
+        at: Place = ("exports", i)
         if "use" not in spec:
             raise self.error(
                 at, f"exports.{i} names no format; add 'use: …' ({', '.join(registry.names('exporters'))})."
@@ -461,7 +461,7 @@ class Recipe:
             raise self.error(at, f"two exports are called {name!r}; give one of them another 'name:'.")
         return ExportSpec(name, exporter, options)
 
-    def _exporter(self, word: str, params: dict[str, Any], at: Path_, more: tuple[str, ...] = ()) -> Exporter:
+    def _exporter(self, word: str, params: dict[str, Any], at: Place, more: tuple[str, ...] = ()) -> Exporter:
         try:
             cls = registry.find("exporters", word)
         except InputError as error:
@@ -518,87 +518,3 @@ def _valid_keys(loc: tuple[str | int, ...]) -> list[str]:
                 (a for a in (annotation, *args) if isinstance(a, type) and issubclass(a, BaseModel)), annotation
             )
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
-
-
-class _Loader(yaml.SafeLoader):
-    """The safe loader with the booleans of YAML 1.2: only true and false; ``on:``, ``yes``, ``no`` are words."""
-
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), list("tTfF")
-)
-
-
-def _load_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[Path_, int]]:
-    marks: dict[Path_, int] = {}
-
-    def walk(node: yaml.Node, at: Path_) -> None:
-        marks.setdefault(at, node.start_mark.line + 1)
-        if isinstance(node, yaml.MappingNode):
-            seen = set()
-            for key, value in node.value:
-                word = str(key.value)
-                if word in seen:
-                    raise RecipeError(f"{word!r} stands twice.", where=f"{path}:{key.start_mark.line + 1}")
-                seen.add(word)
-                marks[(*at, word)] = key.start_mark.line + 1
-                walk(value, (*at, word))
-        elif isinstance(node, yaml.SequenceNode):
-            for i, value in enumerate(node.value):
-                walk(value, (*at, i))
-
-    try:
-        loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            if node is None:
-                raise RecipeError("the recipe is empty; the least is 'sources: [{path: …}]'.", where=str(path))
-            walk(node, ())
-            document = loader.construct_document(node)
-        finally:
-            loader.dispose()
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise RecipeError(f"not valid YAML: {getattr(error, 'problem', None) or error}.", where=where) from None
-    if not isinstance(document, dict):
-        raise RecipeError(
-            f"a mapping was asked (sources, scorers, select, …), {type(document).__name__} was found.",
-            where=f"{path}:1",
-        )
-    return document, marks
-
-
-def parse_value(text: str) -> Any:
-    """Read one value as a recipe would; text that is no YAML is itself."""
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        return text
-
-
-def _override(document: Any, dotted: str, value: Any) -> None:
-    """Set ``a.b.0.c`` in nested mappings and lists."""
-    *parents, last = dotted.split(".")
-    at = document
-    for depth, part in enumerate(parents):
-        try:
-            at = at[int(part)] if isinstance(at, list) else at.setdefault(part, {})
-        except (IndexError, ValueError, AttributeError):
-            raise RecipeError(
-                f"--set {dotted}: there is no {'.'.join(parents[: depth + 1])!r} in the recipe."
-            ) from None
-    try:
-        if isinstance(at, list):
-            at[int(last)] = value
-        elif isinstance(at, dict):
-            at[last] = value
-        else:
-            raise ValueError
-    except (IndexError, ValueError):
-        raise RecipeError(f"--set {dotted}: there is no such place in the recipe.") from None

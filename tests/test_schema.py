@@ -11,7 +11,8 @@ import jsonschema
 import pytest
 
 from curate import registry
-from curate.recipe import Recipe, _load_yaml
+from curate.document import load_yaml
+from curate.recipe import Recipe
 from curate.schema import field_docs, recipe_schema
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,7 +28,7 @@ def validator() -> jsonschema.Draft202012Validator:
 
 
 def document(path: Path = RECIPES[0]) -> dict[str, Any]:
-    return _load_yaml(path.read_text(encoding="utf-8"), path)[0]
+    return load_yaml(path.read_text(encoding="utf-8"), path)[0]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)

@@ -109,13 +109,13 @@ class Run:
                         self._score(stage, index, progress)
                 if until == "write":
                     self._write(accounts, index, stages, progress)
+                    self._stop_workers()  # what follows takes memory of its own, and needs none of them
                     write_card(self.store, self.manifest, self.recipe, groups)
                     exports = handover.export_all(self.store, self.recipe.exports, self.recipe.name, progress)
                     self.manifest["exports"] = exports
                 self.store.sweep()  # a worker that died in the middle of a file leaves it aside
                 self._end("complete" if until == "write" else f"{until} complete")
                 if until == "write":
-                    self._stop_workers()  # drawing takes memory of its own, and needs none of them
                     self._report(progress)
         finally:
             progress.close()
