@@ -35,6 +35,7 @@ from curate.pipelines.executor import Executor, Task, executor
 from curate.pipelines.facts import write_card
 from curate.pipelines.index import Index, build_index
 from curate.pipelines.ingest import Group, group_slices, ingest
+from curate.pipelines.memory import give_back
 from curate.pipelines.progress import Progress
 from curate.pipelines.rates import rate_key, remember_rate
 from curate.pipelines.select import Verdicts, select
@@ -102,6 +103,7 @@ class Run:
                     progress.say(text)
                 accounts = self._read(groups, recognised, progress)
                 index = build_index(self.store, accounts)
+                give_back()
                 self._account_reading(accounts, index)
                 if until != "read":
                     stages = self._fit(stages, index, progress)
@@ -365,6 +367,7 @@ class Run:
             return
         began = time.perf_counter()
         verdicts = select(self.store, index, self.recipe, stages)
+        give_back()
         for step in verdicts.steps:
             progress.say(_tell(step))
         draft = publish.draft(self.store)
@@ -426,6 +429,7 @@ class Run:
                 handle.write(rows.tobytes())
                 of_ids.append([ids[i] for i in of.tolist()])
         verdicts.forget_numbers()
+        give_back()
 
         def tasks() -> Iterator[Task]:
             for part, of in zip(index.parts, of_ids, strict=True):
