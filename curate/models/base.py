@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+"""What a model computes in; "auto" is as stored, but float32 for small models."""
 
 Row = tuple[NDArray[np.integer], NDArray[np.bool_]]
 """Token ids (T,) and mask (T,): True where a token is scored."""

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Literal
 
 from curate._imports import require
-from curate.models.base import CausalLM
+from curate.models.base import CausalLM, DType
 from curate.models.identity import identify
-
-DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 THREADS = "CURATE_TORCH_THREADS"
 """Environment variable: torch threads per process.  Unset, torch decides (and a Dask worker's OMP_NUM_THREADS with

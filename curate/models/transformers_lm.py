@@ -31,14 +31,12 @@ from numpy.typing import NDArray
 
 from curate._imports import require
 from curate.exceptions import InputError, ModelError
-from curate.models.base import CausalLM, Row
+from curate.models.base import CausalLM, DType, Row
 from curate.models.identity import locate
 from curate.models.last_mlp import last_mlp
 
 if TYPE_CHECKING:
     import torch
-
-    from curate.models.loading import DType
 
 log = logging.getLogger(__name__)
 
