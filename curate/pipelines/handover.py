@@ -11,8 +11,8 @@ will be; it reads roles and marks, mostly no text, and nothing is written before
 Memory holds one shard of the run and one group of rows of the file that is being written.
 
 Locally the folder is made beside its place (``.NAME.part``) and renamed; an object store, which cannot rename, shows it
-by ``export.json``, which goes first and comes back last.  A file of data that was
-finished before a stop is not made again.
+by ``export.json``, which goes first and comes back last.  A file of data that was finished before a stop is not made
+again.
 """
 
 from __future__ import annotations
