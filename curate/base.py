@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, final
@@ -122,6 +122,28 @@ class Scorer(Parameters, ABC):
     def close(self) -> None:
         """Give back what ``open`` took."""
 
+    def describe(self) -> dict[str, str]:
+        """Return what produced the numbers, once opened, for the manifest: an engine, its version, its type."""
+        return {}
+
+    def check(self) -> None:
+        """Raise CurateError if scoring cannot work here: asked once, before a run starts.  Loads no model."""
+
+    def shared_work(self) -> str | None:
+        """Name the work that equal scorers would do twice, such as one forward pass; None where there is none.
+
+        Stages of a run that give the same name are scored together, by one call of ``score_together``.
+        """
+        return None
+
+    @classmethod
+    def score_together(cls, scorers: Sequence[Scorer], examples: pa.Table) -> list[pa.Table]:
+        """Return what ``score`` of each would, the work that they share done once.
+
+        All of them are opened and give one ``shared_work``; the first one's class is asked.
+        """
+        return [scorer.score(examples) for scorer in scorers]
+
     @final
     def score(self, examples: pa.Table) -> pa.Table:
         """Score the examples; return the declared columns and "reason", one row per example.
@@ -133,17 +155,28 @@ class Scorer(Parameters, ABC):
         StageError
             If the subclass breaks law 1 (wrong columns or lengths).
         """
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         missing = [c for c in self.reads if c not in examples.column_names]
         if missing:
             raise InputError(f"{self.name} reads {missing}, which the examples lack; found {examples.column_names}.")
         n = examples.num_rows
-        names = [c.name for c in self.columns]
         if n:
             self.open()
-        raw = dict(self._score(examples)) if n else dict.fromkeys(names, ())
+        return self.table(self._score(examples) if n else dict.fromkeys((c.name for c in self.columns), ()), n)
+
+    @final
+    def table(self, raw: Mapping[str, Any], n: int) -> pa.Table:
+        """Return what ``_score`` gave for ``n`` rows as a table, with the laws applied.
+
+        Raises
+        ------
+        StageError
+            If it breaks law 1 (wrong columns or lengths).
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        names = [c.name for c in self.columns]
+        raw = dict(raw)
         given = raw.pop("reason", None)
         if set(raw) != set(names):
             raise StageError(f"{self.name}: columns {names} were declared, {sorted(raw)} were returned.")

@@ -82,6 +82,8 @@ class Execution(_Strict):
     """Worker processes of the local cluster; the number of usable cores when absent."""
     shard_rows: int = Field(default=2048, ge=1)
     """Examples per shard: the unit of work, of resuming and of progress."""
+    gpus: int | None = Field(default=None, ge=0)
+    """GPUs to use, one worker each; all that this process sees when absent, none with 0."""
 
 
 class _Document(_Strict):

@@ -22,6 +22,11 @@ Kind = Literal["scorers", "selectors", "correctors", "connectors", "exporters"]
 BUILT_IN: dict[str, dict[str, str]] = {
     "scorers": {
         "likelihood": "curate.scorers.likelihood:TargetLikelihood",
+        "ifd": "curate.scorers.ifd:IFD",
+        "donod": "curate.scorers.donod:DONOD",
+        "response-entropy": "curate.scorers.entropy:ResponseEntropy",
+        "hidden-states": "curate.scorers.hidden_states:HiddenStates",
+        "nuclear-norm": "curate.scorers.nuclear_norm:NuclearNorm",
         "length": "curate.scorers.length:Length",
         "text-heuristics": "curate.scorers.text_heuristics:TextHeuristics",
         "column": "curate.scorers.column:ColumnValue",

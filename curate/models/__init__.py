@@ -3,9 +3,24 @@
 Importing this package loads no machine-learning library; ``load`` and ``encoder`` do, when they are called.
 """
 
-from curate.models.base import CausalLM
-from curate.models.identity import identify
-from curate.models.loading import load, release, set_threads, unload
+from curate.models.base import CausalLM, Forward, Generation, Sampling
+from curate.models.identity import identify, width
+from curate.models.loading import check, load, release, set_threads, unload
 from curate.models.template import EncodedRow, Encoder, encoder
 
-__all__ = ["CausalLM", "EncodedRow", "Encoder", "encoder", "identify", "load", "release", "set_threads", "unload"]
+__all__ = [
+    "CausalLM",
+    "EncodedRow",
+    "Encoder",
+    "Forward",
+    "Generation",
+    "Sampling",
+    "check",
+    "encoder",
+    "identify",
+    "load",
+    "release",
+    "set_threads",
+    "unload",
+    "width",
+]

@@ -8,6 +8,7 @@ everything is then loaded at that commit.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,35 @@ def identify(model: str, *, weights: bool = True) -> dict[str, str]:
     for name, path in _files(Path(source.name), weights=weights):
         digest.update(f"{name}\0{_file_digest(path)}\n".encode())
     return {"digest": digest.hexdigest()}
+
+
+def width(model: str) -> int:
+    """Return the width of the model's hidden states, from its config.json; loads no weights.
+
+    Raises
+    ------
+    ModelError
+        If the model cannot be found, or its config.json does not say.
+    """
+    config = _config(model)
+    for part in (config, config.get("text_config") or {}):
+        for key in ("hidden_size", "n_embd", "d_model"):
+            if isinstance(part.get(key), int):
+                return int(part[key])
+    raise ModelError(f"model {model!r}: its config.json names no hidden_size; found {', '.join(sorted(config)[:12])}.")
+
+
+def _config(model: str) -> dict[str, Any]:
+    source = locate(model)
+    folder = Path(source.name)
+    if source.revision is not None:
+        hub = require("huggingface_hub", extra="lm", for_=f"the Hub model {model!r}")
+        folder = Path(hub.hf_hub_download(source.name, "config.json", revision=source.revision)).parent
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model {model!r}: its config.json cannot be read: {error}") from error
+    return config if isinstance(config, dict) else {}
 
 
 _digests: dict[tuple[str, int, int], str] = {}  # (path, size, mtime_ns) → digest

@@ -10,6 +10,7 @@ import os
 import threading
 
 from curate._imports import require
+from curate.models.backends import HTTP, VLLM, Backend, spec
 from curate.models.base import CausalLM, DType
 from curate.models.identity import identify
 
@@ -17,36 +18,77 @@ THREADS = "CURATE_TORCH_THREADS"
 """Environment variable: torch threads per process.  Unset, torch decides (and a Dask worker's OMP_NUM_THREADS with
 it)."""
 
-_Key = tuple[tuple[tuple[str, str], ...], DType, str, int | None]
+_Key = tuple[tuple[tuple[str, str], ...], DType, str, int | None, Backend]
 _lock = threading.RLock()
 _loaded: dict[_Key, tuple[CausalLM, list[int]]] = {}  # key → model, [holders]
 
 
-def load(model: str, *, dtype: DType = "auto", device: str = "auto", batch_tokens: int | None = None) -> CausalLM:
+def load(
+    model: str,
+    *,
+    dtype: DType = "auto",
+    device: str = "auto",
+    batch_tokens: int | None = None,
+    backend: Backend = "transformers",
+) -> CausalLM:
     """Return the model, loading it unless this process has it.
 
     Parameters
     ----------
     model : a folder or a Hub name; see ``curate.models.identity.locate``.
-    dtype, device, batch_tokens : see ``TransformersLM``.
+    dtype, device, batch_tokens : see ``TransformersLM``; the other backends have batches and devices of their own.
+    backend : "transformers", "vllm", or one of ``curate.models.backends`` with its settings.
 
     Raises
     ------
     ModelError
-        If it cannot be found or loaded.
+        If it cannot be found or loaded, or the backend cannot be started.
     """
-    from curate.models.transformers_lm import TransformersLM
-
-    key = (tuple(sorted(identify(model).items())), dtype, device, batch_tokens)
+    chosen = spec(backend)
+    weights = not isinstance(chosen, HTTP)
+    key = (tuple(sorted(identify(model, weights=weights).items())), dtype, device, batch_tokens, chosen)
     with _lock:
         if key not in _loaded:
-            for idle in [k for k, (_, holders) in _loaded.items() if holders[0] == 0]:
-                _loaded.pop(idle)[0].close()
-            set_threads()
-            _loaded[key] = (TransformersLM(model, dtype=dtype, device=device, batch_tokens=batch_tokens), [0])
+            unload(idle=True)
+            _loaded[key] = (_start(model, chosen, dtype, device, batch_tokens), [0])
         lm, holders = _loaded[key]
         holders[0] += 1
         return lm
+
+
+def check(model: str, backend: Backend, *, caller: str) -> None:
+    """Raise unless the backend is there: vLLM in its environment, a server that answers.  Loads no weights.
+
+    Raises
+    ------
+    ModelError
+        With what was asked, what was found and what to do.
+    """
+    chosen = spec(backend)
+    if isinstance(chosen, VLLM):
+        from curate.models.vllm_lm import check_engine
+
+        check_engine(chosen, caller=caller)
+    elif isinstance(chosen, HTTP):
+        from curate.models.http_lm import check_server
+
+        check_server(model, chosen, caller=caller)
+
+
+def _start(model: str, chosen: Backend, dtype: DType, device: str, batch_tokens: int | None) -> CausalLM:
+    if isinstance(chosen, VLLM):
+        from curate.models.vllm_lm import VLLMLM
+
+        return VLLMLM(model, chosen, dtype=dtype)
+    if isinstance(chosen, HTTP):
+        from curate.models.http_lm import HTTPLM
+
+        return HTTPLM(model, chosen)
+    from curate.models.transformers_lm import TransformersLM
+
+    set_threads()
+    compiled = not isinstance(chosen, str) and chosen.compile
+    return TransformersLM(model, dtype=dtype, device=device, batch_tokens=batch_tokens, compiled=compiled)
 
 
 def release(lm: CausalLM) -> None:
@@ -57,11 +99,11 @@ def release(lm: CausalLM) -> None:
                 holders[0] = max(0, holders[0] - 1)
 
 
-def unload() -> None:
-    """Close every model that this process has loaded, held or not."""
+def unload(*, idle: bool = False) -> None:
+    """Close every model that this process has loaded; with ``idle``, only those that nobody holds."""
     with _lock:
-        while _loaded:
-            _loaded.popitem()[1][0].close()
+        for key in [key for key, (_, holders) in _loaded.items() if not (idle and holders[0])]:
+            _loaded.pop(key)[0].close()
 
 
 def set_threads(n: int | None = None) -> None:

@@ -35,7 +35,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -63,6 +63,21 @@ class EncodedRow:
     """(T,) True where a token is in the loss."""
     reason: str | None = None
     """Why the row has no encoding."""
+    header: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, bool))
+    """(T,) True at the tokens of what opens an assistant turn in the loss ("<|im_start|>assistant", "Answer:")."""
+    bos: int = 0
+    """Number of tokens at the beginning that the tokenizer puts before any text: 1 or 0."""
+
+    def alone(self) -> EncodedRow | None:
+        """Return the response without its prompt: [BOS], then each turn in the loss after its header.
+
+        The tokens are the row's own, so that both losses of IFD are means over the same tokens.  None where nothing
+        stands before a turn's first token, so that nothing would predict it.
+        """
+        keep = self.header | self.mask
+        keep[: self.bos] = True
+        ids, mask = self.ids[keep], self.mask[keep]
+        return None if mask[:1].any() else EncodedRow(ids, mask)
 
 
 def encoder(model: str, *, template: Kind = "auto", turns: Turns = "all") -> Encoder:
@@ -127,6 +142,7 @@ class Encoder:
             variables = dict(tokenizer.special_tokens_map)
             special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
             first = _Chat(JinjaTemplate(sources[False], variables), special)
+            self._header = first.header
             same = sources[True] == sources[False]
             self._templates = {
                 False: first,
@@ -136,6 +152,7 @@ class Encoder:
             """The template's text."""
         else:
             plain = _Plain(tokenizer.eos_token or "")
+            self._header = "Answer: "
             self._templates = {False: plain, True: plain}
             self.source = plain.source
             ids = tokenizer("a")["input_ids"]
@@ -189,9 +206,14 @@ class Encoder:
                 out.append(EncodedRow(np.empty(0, np.int32), np.empty(0, bool), row))
                 continue
             encoding = next(encodings)
-            mask = np.r_[np.zeros(len(self._bos), bool), spans_to_mask(encoding.offsets, row[1])]
+            no_bos = np.zeros(len(self._bos), bool)
+            mask = np.r_[no_bos, spans_to_mask(encoding.offsets, row[1])]
             mask[:1] = False  # nothing comes before the first token, so nothing predicts it
-            out.append(EncodedRow(np.array(self._bos + encoding.ids, dtype=np.int32), mask))
+            opened = [(s - len(self._header), s) for s, _ in row[1] if row[0].endswith(self._header, 0, s)]
+            header = np.r_[no_bos, spans_to_mask(encoding.offsets, opened)] & ~mask
+            ids = np.array(self._bos + encoding.ids, dtype=np.int32)
+            bos = len(self._bos) or int(ids[:1].tolist() == [self._tokenizer.bos_token_id])
+            out.append(EncodedRow(ids, mask, None, header, bos))
         return out
 
 
@@ -256,7 +278,7 @@ class _Chat:
     def __init__(self, template: JinjaTemplate, special: Sequence[str]) -> None:
         self._template = template
         question, answer = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": self._PROBE}
-        self._header = ""  # what it writes before the content of a turn: "<|im_start|>assistant\n"
+        self.header = ""  # what it writes before the content of a turn: "<|im_start|>assistant\n"
         self._tail = ""  # what it writes after the content of a last turn: "<|im_end|>\n"
         self._outside = ""  # the part of the tail that a generation block leaves out
         try:
@@ -264,7 +286,7 @@ class _Chat:
             text, spans = template.render([question, answer])
             at = text.rfind(self._PROBE)
             if at >= 0:
-                self._header = text[len(asked) : at] if text.startswith(asked) else ""
+                self.header = text[len(asked) : at] if text.startswith(asked) else ""
                 self._tail = text[at + len(self._PROBE) :]
                 self._outside = text[spans[-1][1] :] if spans else self._tail
         except TemplateRefusal:
@@ -339,8 +361,8 @@ class _Chat:
         """Return where the answer of turn ``i`` begins: where its generation prompt ends."""
         before, _ = self._template.render(turns[:i], tools, add_generation_prompt=True)
         if not text.startswith(before):  # some generation prompts go further than the turn does ("<think>")
-            before = self._template.render(turns[:i], tools)[0] + self._header
-            if not self._header or not text.startswith(before):
+            before = self._template.render(turns[:i], tools)[0] + self.header
+            if not self.header or not text.startswith(before):
                 raise TemplateRefusal(f"the chat template is not prefix-stable at message {i}")
         return len(before)
 

@@ -1,4 +1,4 @@
-r"""Token log-probabilities by Hugging Face Transformers.
+r"""Forward passes by Hugging Face Transformers.
 
     log p(t_i | t_<i) = z[t_i] − log Σ_v exp z[v],      z = g(W h_{i−1})
 
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -30,18 +30,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate._imports import require
-from curate.exceptions import InputError, ModelError
-from curate.models.base import CausalLM, DType, Row
+from curate.exceptions import ModelError
+from curate.models.base import QUANTITIES, SMALL, CausalLM, DType, Forward, Generation, Quantity, Row, Sampling
+from curate.models.head import Head
 from curate.models.identity import locate
 from curate.models.last_mlp import last_mlp
+from curate.models.rows import check_row
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
 
-SMALL = 1_000_000_000
-"""Parameters below which dtype "auto" computes in float32."""
+_ALL_TOKENS: frozenset[Quantity] = frozenset({"hidden-weighted", "hidden-mean", "hidden-last", "logit-norm-all"})
+_OF_LOGITS: frozenset[Quantity] = frozenset({"logprobs", "entropy", "head-gradient"})
+_LINEAR: frozenset[Quantity] = frozenset({"head-gradient", "logit-norm", "logit-norm-all"})  # not of a capped head
 
 _BATCH_TOKENS = {"cpu": 1024, "other": 16384}
 _HEAD_LOGITS = {"cpu": 2**22, "other": 2**27}  # logits that exist at once: 16 MiB of float32, 512 MiB
@@ -66,7 +69,13 @@ class TransformersLM(CausalLM):
     """
 
     def __init__(
-        self, model: str, *, dtype: DType = "auto", device: str = "auto", batch_tokens: int | None = None
+        self,
+        model: str,
+        *,
+        dtype: DType = "auto",
+        device: str = "auto",
+        batch_tokens: int | None = None,
+        compiled: bool = False,
     ) -> None:
         torch = require("torch", extra="lm", for_=f"the model {model!r}")
         self.device = _device(torch, device)
@@ -78,14 +87,20 @@ class TransformersLM(CausalLM):
         kind = "cpu" if self.device == "cpu" else "other"
         self.batch_tokens = batch_tokens or _BATCH_TOKENS[kind]
         """Tokens of a batch; halved for good when memory runs out."""
-        self._head_logits = _HEAD_LOGITS[kind]
         self._one_batch_per_thread = self.device == "cpu" and not _changes_when_run(config)
-        self._finish = _logit_map(torch, config)
+        self._head = Head(self._model.get_output_embeddings(), config, logits=_HEAD_LOGITS[kind])
         with torch.inference_mode():
             self.by_hidden_states = self._head_is_known(torch)
             """Whether logits are computed from hidden states, at the scored positions only."""
             base = self._model.base_model
             self._last_mlp = last_mlp(torch, base, self.vocab_size, self.device) if self.by_hidden_states else None
+        if not self.by_hidden_states:
+            self.serves = frozenset({"logprobs"})
+        elif np.isnan(self._head.scale):
+            self.serves = frozenset(QUANTITIES) - _LINEAR
+        else:
+            self.serves = frozenset(QUANTITIES)
+            self.head_norm = self._head.norm
         if not self.by_hidden_states:
             log.warning(
                 "%s: the logits of %s are not its head applied to its hidden states; scoring by full forward passes.",
@@ -101,13 +116,31 @@ class TransformersLM(CausalLM):
             torch.cuda.empty_cache()
         self._model = None
 
-    def token_logprobs(self, rows: Sequence[Row]) -> list[NDArray[np.float32] | None]:
+    def describe(self) -> dict[str, str]:
+        import transformers
+
+        return {
+            "backend": f"transformers {transformers.__version__}",
+            "dtype": self.dtype,
+            "device": self.device,
+        }
+
+    def forward(self, rows: Sequence[Row], quantities: Collection[Quantity]) -> list[Forward | None]:
         import torch
 
-        scored = [self._check(i, *row) for i, row in enumerate(rows)]
-        out: list[NDArray[np.float32] | None] = [np.empty(0, np.float32) for _ in rows]
-        # The input ends before the last scored token: nothing after it is predicted from.
-        lengths = np.array([at[-1] if at.size else 0 for at in scored], dtype=np.int64)
+        wants = frozenset(quantities)
+        self._check_served(wants)
+        scored = [
+            check_row(i, ids, mask, vocab_size=self.vocab_size, context=self.context)
+            for i, (ids, mask) in enumerate(rows)
+        ]
+        out: list[Forward | None] = [_nothing(wants) for _ in rows]
+        # The input ends before the last scored token, from which nothing is predicted, unless its own state is asked.
+        whole = bool(wants & _ALL_TOKENS)
+        lengths = np.array(
+            [ids.size if whole else at[-1] if at.size else 0 for (ids, _), at in zip(rows, scored, strict=True)],
+            dtype=np.int64,
+        )
         order = np.argsort(-lengths, kind="stable")  # longest first: if memory runs out, it does so at once
         order = order[lengths[order] > 0]
         batches = []
@@ -117,10 +150,9 @@ class TransformersLM(CausalLM):
             order = order[size:]
 
         def score(batch: NDArray[np.int64]) -> None:
-            for j, found in zip(
-                batch, self._score([rows[j][0] for j in batch], [scored[j] for j in batch]), strict=True
-            ):
-                out[j] = found
+            found = self._score([rows[j][0] for j in batch], [scored[j] for j in batch], lengths[batch], wants)
+            for j, row in zip(batch, found, strict=True):
+                out[j] = row
 
         threads = torch.get_num_threads()
         if self._one_batch_per_thread and 1 < threads <= len(batches):
@@ -134,18 +166,35 @@ class TransformersLM(CausalLM):
                 score(batch)
         return out
 
+    def generate(self, prompts: Sequence[NDArray[np.integer]], sampling: Sampling) -> list[list[Generation] | None]:
+        raise NotImplementedError
+
+    def _check_served(self, wants: frozenset[Quantity]) -> None:
+        lacking = wants - self.serves
+        if lacking:
+            why = "caps its logits" if self.by_hidden_states else "has a head that is not known"
+            raise ModelError(
+                f"{', '.join(sorted(lacking))} were asked, but {type(self._model).__name__} {why}; it gives "
+                f"{', '.join(sorted(self.serves))}."
+            )
+
     def _score(
-        self, ids: Sequence[NDArray[np.integer]], scored: Sequence[NDArray[np.int64]]
-    ) -> list[NDArray[np.float32] | None]:
+        self,
+        ids: Sequence[NDArray[np.integer]],
+        scored: Sequence[NDArray[np.int64]],
+        lengths: NDArray[np.int64],
+        wants: frozenset[Quantity],
+    ) -> list[Forward | None]:
         """Score one batch, in halves if it does not fit; the first row is the longest."""
         import torch
 
-        width = int(scored[0][-1])
+        width = int(lengths[0])
         if len(ids) == 1 or len(ids) * width <= self.batch_tokens:
             try:
                 with torch.inference_mode():
-                    found = (self._by_hidden_states if self.by_hidden_states else self._by_forward)(ids, scored, width)
-                return list(np.split(found, np.cumsum([at.size for at in scored])[:-1]))
+                    if self.by_hidden_states:
+                        return self._by_hidden_states(ids, scored, lengths, wants)
+                    return self._by_forward(ids, scored)
             except Exception as error:
                 if not _is_out_of_memory(torch, error):
                     raise
@@ -162,22 +211,9 @@ class TransformersLM(CausalLM):
                 self.batch_tokens,
             )
         half = len(ids) // 2
-        return self._score(ids[:half], scored[:half]) + self._score(ids[half:], scored[half:])
-
-    def _check(self, i: int, ids: NDArray[np.integer], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Return the scored positions of a row, or say what is wrong with it."""
-        at = np.flatnonzero(mask)
-        if ids.shape != mask.shape or ids.ndim != 1:
-            raise InputError(f"row {i}: ids of shape {ids.shape} and a mask of shape {mask.shape}; both must be (T,).")
-        if at.size and at[0] == 0:
-            raise InputError(f"row {i}: the first token is to be scored, but nothing predicts it; mask it out.")
-        if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
-            raise InputError(
-                f"row {i}: ids from {ids.min()} to {ids.max()}; the model's vocabulary has {self.vocab_size}."
-            )
-        if at.size and self.context is not None and at[-1] >= self.context:
-            raise InputError(f"row {i}: {at[-1] + 1} tokens; the model's context is {self.context}.")
-        return at
+        return self._score(ids[:half], scored[:half], lengths[:half], wants) + self._score(
+            ids[half:], scored[half:], lengths[half:], wants
+        )
 
     def _batch(self, ids: Sequence[NDArray[np.integer]], width: int) -> torch.Tensor:
         """Return the ids as an int64 matrix (n, width), cut or padded on the right."""
@@ -190,37 +226,51 @@ class TransformersLM(CausalLM):
         return torch.from_numpy(matrix).to(self.device)
 
     def _by_hidden_states(
-        self, ids: Sequence[NDArray[np.integer]], scored: Sequence[NDArray[np.int64]], width: int
-    ) -> NDArray[np.float32]:
+        self,
+        ids: Sequence[NDArray[np.integer]],
+        scored: Sequence[NDArray[np.int64]],
+        lengths: NDArray[np.int64],
+        wants: frozenset[Quantity],
+    ) -> list[Forward | None]:
         import torch
 
-        row = np.repeat(np.arange(len(ids)), [at.size for at in scored])
+        width = int(lengths[0])
+        counts = [at.size for at in scored]
+        row = np.repeat(np.arange(len(ids)), counts)
         flat = torch.from_numpy(row * width + np.concatenate(scored) - 1).to(self.device)
-        with contextlib.nullcontext() if self._last_mlp is None else self._last_mlp.only(flat):
-            hidden = self._model.base_model(input_ids=self._batch(ids, width), use_cache=False)[0]
-        hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, flat)  # (scored tokens, width of the model)
-        targets = torch.from_numpy(np.concatenate([v[at] for v, at in zip(ids, scored, strict=True)]).astype(np.int64))
-        targets = targets.to(self.device)
-        head = self._model.get_output_embeddings()
-        step = max(256, self._head_logits // self.vocab_size)  # below 256 rows the matrix product loses its speed
-        parts = []
-        for start in range(0, len(targets), step):
-            logits = self._finish(head(hidden[start : start + step]).float())
-            parts.append(_logprobs(torch, logits, targets[start : start + step]))
-        return torch.cat(parts).cpu().numpy()
+        only = None if wants & _ALL_TOKENS else self._last_mlp
+        with contextlib.nullcontext() if only is None else only.only(flat):
+            states = self._model.base_model(input_ids=self._batch(ids, width), use_cache=False)[0]
+        hidden = states.reshape(-1, states.shape[-1]).index_select(0, flat)  # (scored tokens, width of the model)
+        targets = np.concatenate([v[at] for v, at in zip(ids, scored, strict=True)]).astype(np.int64)
+        if wants & _OF_LOGITS:
+            found = self._head.of_rows(hidden, torch.from_numpy(targets).to(self.device), counts, wants)
+        else:
+            found = [Forward() for _ in ids]
+        if "logit-norm" in wants:
+            for out, part in zip(found, hidden.split(counts), strict=True):
+                out.logit_norm = self._head.nuclear_norm(part)
+        if wants & _ALL_TOKENS:
+            for out, part, n in zip(found, states, lengths.tolist(), strict=True):
+                _pool(out, part[:n], wants)
+                if "logit-norm-all" in wants:
+                    out.logit_norm_all = self._head.nuclear_norm(part[:n])
+        return list(found)
 
     def _by_forward(
-        self, ids: Sequence[NDArray[np.integer]], scored: Sequence[NDArray[np.int64]], width: int
-    ) -> NDArray[np.float32]:
+        self, ids: Sequence[NDArray[np.integer]], scored: Sequence[NDArray[np.int64]]
+    ) -> list[Forward | None]:
         """Row by row through the model's own forward pass; for architectures whose head is not known."""
         import torch
 
-        parts = []
+        out: list[Forward | None] = []
         for values, at in zip(ids, scored, strict=True):
             logits = self._model(input_ids=self._batch([values], int(at[-1])), use_cache=False).logits[0]
             targets = torch.from_numpy(values[at].astype(np.int64)).to(self.device)
-            parts.append(_logprobs(torch, logits[at - 1].float(), targets))
-        return torch.cat(parts).cpu().numpy()
+            z = logits[at - 1].float()
+            found = z.gather(-1, targets[:, None])[:, 0] - torch.logsumexp(z, dim=-1)
+            out.append(Forward(logprobs=found.cpu().numpy()))
+        return out
 
     def _head_is_known(self, torch: Any) -> bool:
         """Whether ``_finish(head(hidden))`` is what the model's own forward pass gives, on a few ids.
@@ -256,27 +306,34 @@ class TransformersLM(CausalLM):
         tolerance = 1e-5 if model.dtype == torch.float32 else 2e-2
         return bool(
             torch.allclose(seen[0][0].float(), hidden.float(), rtol=tolerance, atol=tolerance)
-            and torch.allclose(self._finish(probe.float()), logits.float(), rtol=tolerance, atol=tolerance)
+            and torch.allclose(self._head.finish(probe.float()), logits.float(), rtol=tolerance, atol=tolerance)
         )
 
 
-def _logprobs(torch: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return z[t] − log Σ exp z of float32 logits (n, V) and int64 targets (n,)."""
-    return logits.gather(-1, targets[:, None])[:, 0] - torch.logsumexp(logits, dim=-1)
-
-
-def _logit_map(torch: Any, config: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return what the architecture does to the head's output: Gemma 2's soft cap, Cohere's and Granite's scales."""
-    cap, times, over = (
-        getattr(config, key, None) for key in ("final_logit_softcapping", "logit_scale", "logits_scaling")
+def _nothing(wants: frozenset[Quantity]) -> Forward:
+    """Return what is known of a row without a single token to compute."""
+    empty = np.empty(0, np.float32)
+    return Forward(
+        logprobs=empty if "logprobs" in wants else None,
+        entropy=empty if "entropy" in wants else None,
+        head_gradient=(float("nan"), float("nan")) if "head-gradient" in wants else None,
+        logit_norm=0.0 if "logit-norm" in wants else None,
+        logit_norm_all=0.0 if "logit-norm-all" in wants else None,
     )
-    if cap:
-        return lambda z: torch.tanh(z / cap) * cap
-    if isinstance(times, float):
-        return lambda z: z * times
-    if isinstance(over, float):
-        return lambda z: z / over
-    return lambda z: z
+
+
+def _pool(out: Forward, states: torch.Tensor, wants: frozenset[Quantity]) -> None:
+    """Pool the states of all T tokens of a row, (T, d), in float32."""
+    import torch
+
+    states = states.float()
+    if "hidden-weighted" in wants:
+        weights = torch.arange(1, len(states) + 1, dtype=torch.float32, device=states.device)
+        out.hidden_weighted = ((weights / weights.sum()) @ states).cpu().numpy()
+    if "hidden-mean" in wants:
+        out.hidden_mean = states.mean(dim=0).cpu().numpy()
+    if "hidden-last" in wants:
+        out.hidden_last = states[-1].cpu().numpy()
 
 
 def _changes_when_run(config: Any) -> bool:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
+import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -26,8 +28,11 @@ class Executor(ABC):
     workers: int = 1
 
     @abstractmethod
-    def map(self, tasks: Iterable[Task]) -> Iterator[tuple[str, Any]]:
-        """Run the tasks; the first failure stops the rest and raises."""
+    def map(self, tasks: Iterable[Task], *, model: bool = False) -> Iterator[tuple[str, Any]]:
+        """Run the tasks; the first failure stops the rest and raises.
+
+        Tasks that hold a ``model`` go to workers that offer a GPU, where there are any.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -43,7 +48,7 @@ class Executor(ABC):
 class Synchronous(Executor):
     """One task after another, in this process: for debugging, and for very small pools."""
 
-    def map(self, tasks: Iterable[Task]) -> Iterator[tuple[str, Any]]:
+    def map(self, tasks: Iterable[Task], *, model: bool = False) -> Iterator[tuple[str, Any]]:
         for name, function, args in tasks:
             yield name, _guard(name, function, *args)
 
@@ -70,9 +75,13 @@ def _guard(name: str, function: Callable[..., Any], *args: Any) -> Any:
 
 
 class Distributed(Executor):
-    """A Dask cluster: local worker processes, or the scheduler at ``address``."""
+    """A Dask cluster: local worker processes, or the scheduler at ``address``.
 
-    def __init__(self, address: str | None = None, workers: int | None = None) -> None:
+    On a machine with GPUs the first local workers have one each, which is all they see, and offer it as the Dask
+    resource ``GPU``; on a cluster of your own, start such workers with ``dask worker --resources GPU=1``.
+    """
+
+    def __init__(self, address: str | None = None, workers: int | None = None, gpus: int | None = None) -> None:
         import dask
         from distributed import Client, LocalCluster
 
@@ -103,24 +112,29 @@ class Distributed(Executor):
             "distributed.core",
         ):
             logging.getLogger(noisy).setLevel(logging.CRITICAL)
-        self._cluster = None
+        self._cluster: LocalCluster | None = None
         if address is None:
-            workers = workers or usable_cores()
+            devices = visible_gpus() if gpus is None else visible_gpus()[:gpus]
+            workers = max(workers or usable_cores(), len(devices))
             threads = max(1, usable_cores() // workers)
             with _environment(
                 OMP_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false", POLARS_MAX_THREADS=str(threads)
             ):
                 try:
                     self._cluster = LocalCluster(
-                        n_workers=workers,
+                        n_workers=0 if devices else workers,
                         threads_per_worker=1,
                         processes=True,
                         memory_limit=0,
                         dashboard_address="127.0.0.1:0",  # any free port: two runs on one machine do not meet
                         host="127.0.0.1",
                         silence_logs=logging.CRITICAL,
+                        **({"env": {"CUDA_VISIBLE_DEVICES": ""}} if gpus == 0 else {}),
                     )
                     self._client = Client(self._cluster, timeout="60s")
+                    if devices:
+                        _start_beside_gpus(self._cluster, workers, devices)
+                        self._client.wait_for_workers(workers, timeout=60)
                 except (OSError, TimeoutError, RuntimeError) as error:
                     raise SchedulerError(
                         f"a local cluster of {workers} worker processes could not be started "
@@ -138,6 +152,7 @@ class Distributed(Executor):
                 ) from error
         info = self._client.scheduler_info(n_workers=-1)
         self.workers = len(info["workers"])
+        self.gpu_workers = sum(1 for w in info["workers"].values() if (w.get("resources") or {}).get("GPU", 0) >= 1)
         if address is not None and self.workers == 0:
             self._client.close()
             raise SchedulerError(f"the scheduler at {address} has no workers; start some with 'dask worker {address}'.")
@@ -146,26 +161,28 @@ class Distributed(Executor):
     def client(self) -> Any:
         return self._client
 
-    def map(self, tasks: Iterable[Task]) -> Iterator[tuple[str, Any]]:
+    def map(self, tasks: Iterable[Task], *, model: bool = False) -> Iterator[tuple[str, Any]]:
         from distributed import as_completed
         from distributed.client import FutureCancelledError
         from distributed.comm import CommClosedError
         from distributed.scheduler import KilledWorker
 
         queue = iter(tasks)
+        resources = {"GPU": 1} if model and self.gpu_workers else None
+        at_once = 2 * max(1, self.gpu_workers if resources else self.workers)
         running: dict[Any, str] = {}
         done = as_completed()
         failed = False
 
         def submit() -> None:
             for name, function, args in queue:
-                future = self._client.submit(_guard, name, function, *args, pure=False, retries=0)
+                future = self._client.submit(_guard, name, function, *args, pure=False, retries=0, resources=resources)
                 running[future] = name
                 done.add(future)
                 return
 
         try:
-            for _ in range(2 * max(1, self.workers)):
+            for _ in range(at_once):
                 submit()
             while running:
                 future = next(done)
@@ -209,6 +226,30 @@ class Distributed(Executor):
                 self._cluster.close(timeout=10)
 
 
+def _start_beside_gpus(cluster: Any, workers: int, devices: list[str]) -> None:
+    """Start the workers of a cluster that has none: one a GPU, which sees that one only, then those without."""
+    plain = cluster.new_spec
+    for i in range(workers):
+        own = {"env": {"CUDA_VISIBLE_DEVICES": devices[i]}, "resources": {"GPU": 1}} if i < len(devices) else {}
+        cluster.new_spec = {**plain, "options": {**plain["options"], **own}}
+        cluster.scale(i + 1)
+
+
+def visible_gpus() -> list[str]:
+    """Return the names of the NVIDIA GPUs that this process may use: what CUDA_VISIBLE_DEVICES says, or all."""
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if said is not None:
+        return [name.strip() for name in said.split(",") if name.strip() not in ("", "-1")]
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return []
+    try:
+        told = subprocess.run([command, "-L"], capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [str(i) for i, line in enumerate(line for line in told.splitlines() if line.startswith("GPU "))]
+
+
 def usable_cores() -> int:
     """Cores that this process may use (its CPU set, not the machine's count)."""
     try:
@@ -229,8 +270,8 @@ def _environment(**values: str) -> Iterator[None]:
             os.environ.pop(k, None)
 
 
-def executor(scheduler: str | None, workers: int | None) -> Executor:
+def executor(scheduler: str | None, workers: int | None, gpus: int | None = None) -> Executor:
     """Return the executor that ``--scheduler`` names: None or "local", "sync", or an address."""
     if scheduler == "sync":
         return Synchronous()
-    return Distributed(None if scheduler in (None, "local") else scheduler, workers)
+    return Distributed(None if scheduler in (None, "local") else scheduler, workers, gpus)

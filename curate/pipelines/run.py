@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import platform
 import sys
 import time
@@ -40,7 +41,7 @@ from curate.pipelines.progress import Progress
 from curate.pipelines.rates import rate_key, remember_rate
 from curate.pipelines.select import Verdicts, select
 from curate.pipelines.store import Store
-from curate.pipelines.worker import Stage, fit, score
+from curate.pipelines.worker import Stage, fit, score, sharing
 
 if TYPE_CHECKING:
     from curate.connectors.recognise import Recognised
@@ -71,6 +72,7 @@ class Run:
         self.store = Store(str(directory) if "://" in str(directory) else str(Path(directory).absolute()))
         self.workers = self.workers or self.recipe.execution.workers
         self._executor: Executor | None = None
+        self._checked: set[str] = set()
 
     # -- the whole ---------------------------------------------------------------------------------------------------
 
@@ -101,14 +103,16 @@ class Run:
                 self._begin(recognised)
                 for text in (r.text for r in recognised):
                     progress.say(text)
+                if until != "read":
+                    self._check([s for s in stages.values() if not self.store.list(f".curate/done/{s.key}")])
                 accounts = self._read(groups, recognised, progress)
                 index = build_index(self.store, accounts)
                 give_back()
                 self._account_reading(accounts, index)
                 if until != "read":
                     stages = self._fit(stages, index, progress)
-                    for stage in stages.values():
-                        self._score(stage, index, progress)
+                    for together in sharing(stages.values()):
+                        self._score(together, index, progress)
                 if until == "write":
                     self._write(accounts, index, stages, progress)
                     self._stop_workers()  # what follows takes memory of its own, and needs none of them
@@ -135,13 +139,13 @@ class Run:
             self._executor.close()
             self._executor = None
 
-    def _map(self, tasks: Iterable[Task]) -> Iterator[tuple[str, Any]]:
+    def _map(self, tasks: Iterable[Task], *, model: bool = False) -> Iterator[tuple[str, Any]]:
         """Run tasks; workers are started when there is something to do for the first time."""
         queue = iter(tasks)
         for first in queue:
             if self._executor is None:
-                self._executor = executor(self.scheduler, self.workers)
-            yield from self._executor.map(itertools.chain([first], queue))
+                self._executor = executor(self.scheduler, self.workers, self.recipe.execution.gpus)
+            yield from self._executor.map(itertools.chain([first], queue), model=model)
 
     # -- before anything runs ----------------------------------------------------------------------------------------
 
@@ -283,50 +287,85 @@ class Run:
         done = self.store.read_jsons(f".curate/done/{stage.key}")
         return {p.stem: done[p.stem] for p in index.parts if done.get(p.stem, {}).get("digest") == index.digest(p)}
 
-    def _score(self, stage: Stage, index: Index, progress: Progress) -> None:
-        marks = self.score_done(stage, index)
+    def _check(self, stages: Iterable[Stage]) -> None:
+        """Ask scorers that were not asked yet whether they can work here: an engine, a server."""
+        for stage in stages:
+            if stage.name not in self._checked:
+                self._checked.add(stage.name)
+                try:
+                    stage.scorer.check()
+                except ModelError as error:
+                    raise ModelError(f"scorer {stage.name!r}: {error}") from error
+
+    def _score(self, stages: list[Stage], index: Index, progress: Progress) -> None:
+        """Score by stages that share their work.  Each part is computed for the stages that lack it."""
+        marks = {stage.name: self.score_done(stage, index) for stage in stages}
+        before = {name: set(there) for name, there in marks.items()}
         kept = {p.stem: index.kept(p) for p in index.parts}
-        cached = sum(int(kept[s].sum()) for s in marks)
-        others = [d for d in self.store.list(stage.directory.partition("/")[0]) if d.rpartition("-")[0] == stage.name]
-        if not marks and any(d != stage.key for d in others):
-            progress.say(f"{stage.name}: parameters, model or code differ from those of the scores that are there")
-        line = progress.stage(stage.name, index.n, cached)
-        line.unscored = sum(m["unscored"] for m in marks.values())
+        for stage in stages:
+            directory = stage.directory.partition("/")[0]
+            others = [d for d in self.store.list(directory) if d.rpartition("-")[0] == stage.name]
+            if not marks[stage.name] and any(d != stage.key for d in others):
+                progress.say(f"{stage.name}: parameters, model or code differ from those of the scores that are there")
+        # A row counts as there when all the stages have it.
+        there = sum(int(kept[p.stem].sum()) for p in index.parts if all(p.stem in m for m in marks.values()))
+        line = progress.stage(" + ".join(marks), index.n, there)
+        line.unscored = sum(m["unscored"] for m in marks[stages[0].name].values())
         tasks: list[Task] = []
         for part in index.parts:
-            if part.stem not in marks:
+            todo = [stage for stage in stages if part.stem not in marks[stage.name]]
+            if todo:
                 packed = np.packbits(kept[part.stem]).tobytes()
-                tasks.append(
-                    (
-                        f"{stage.name} {part.stem}",
-                        score,
-                        (self.store, stage, part.name, packed, part.rows, index.digest(part)),
-                    )
-                )
-        began, worked = time.perf_counter(), 0.0
-        for name, mark in self._map(tasks):
-            marks[name.rpartition(" ")[2]] = mark
-            worked += mark["seconds"]
+                name = f"{' + '.join(s.name for s in todo)} {part.stem}"
+                tasks.append((name, score, (self.store, todo, part.name, packed, part.rows, index.digest(part))))
+        if tasks:
+            self._check(stages)
+        began = time.perf_counter()
+        for name, found in self._map(tasks, model=stages[0].scorer.resource == "model"):
+            for stage_name, mark in found.items():
+                marks[stage_name][name.rpartition(" ")[2]] = mark
+            mark = next(iter(found.values()))
             line.advance(mark["rows"], mark["tokens"], mark["unscored"])
         line.finish()
-        remember_rate(rate_key(stage.scorer), line.rows, worked)
+        wall = round(time.perf_counter() - began, 3)
+        for stage in stages:
+            now = [m for stem, m in marks[stage.name].items() if stem not in before[stage.name]]
+            remember_rate(rate_key(stage.scorer), sum(m["rows"] for m in now), sum(m["seconds"] for m in now))
+            self._account_scores(stage, marks[stage.name], before[stage.name], kept, wall, together=list(marks))
+
+    def _account_scores(
+        self,
+        stage: Stage,
+        marks: dict[str, dict[str, Any]],
+        before: set[str],
+        kept: dict[str, np.ndarray],
+        wall: float,
+        *,
+        together: list[str],
+    ) -> None:
+        """Tell the manifest what a stage's scores are and what they took; stop where there are none."""
+        rows = sum(int(k.sum()) for k in kept.values())
+        cached = sum(int(kept[stem].sum()) for stem in before)
+        engines = {json.dumps(m["engine"], sort_keys=True): m["engine"] for m in marks.values() if m.get("engine")}
         unscored = sum(m["unscored"] for m in marks.values())
         self.manifest["stages"][stage.name] = {
             "use": stage.scorer.name,
             "fingerprint": stage.fingerprint,
             "identity": stage.scorer.identity(),
             "columns": {c.name: {"unit": c.unit, "higher_is_better": c.higher_is_better} for c in stage.scorer.columns},
-            "rows": index.n,
+            "rows": rows,
             "unscored": unscored,
             "tokens": sum(m["tokens"] or 0 for m in marks.values()) or None,
-            "computed_now": line.rows,
+            "engines": list(engines.values()),
+            "together_with": [name for name in together if name != stage.name],
+            "computed_now": rows - cached,
             "already_there": cached,
-            "seconds_now": round(time.perf_counter() - began, 3),
+            "seconds_now": wall,
             "seconds_of_work": round(sum(m["seconds"] for m in marks.values()), 3),
         }
-        if unscored == index.n:
+        if unscored == rows:
             raise StageError(
-                f"{stage.name}: not one of {index.n:,} rows could be scored; see the reasons in "
+                f"{stage.name}: not one of {rows:,} rows could be scored; see the reasons in "
                 f"{self.store.path(stage.directory)}."
             )
 

@@ -7,7 +7,9 @@ with another model comes, the one before is closed: two models never share a wor
 from __future__ import annotations
 
 import io
+import sys
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,12 +44,23 @@ class Stage:
         return f"{'features' if self.wide else 'scores'}/{self.key}"
 
 
-def opened(store: Store, stage: Stage) -> Scorer:
-    """Return the stage's scorer, opened; load it on first use in this worker."""
-    if stage.key not in _OPEN:
-        if stage.scorer.resource == "model":
-            for key in [k for k, s in _OPEN.items() if s.resource == "model"]:
-                _OPEN.pop(key).close()
+def sharing(stages: Iterable[Stage]) -> list[list[Stage]]:
+    """Group stages that would do the same work, in the order of each group's first; the others stand alone."""
+    groups: dict[str, list[Stage]] = {}
+    for stage in stages:
+        groups.setdefault(stage.scorer.shared_work() or f"{stage.name} alone", []).append(stage)
+    return list(groups.values())
+
+
+def opened(store: Store, stages: Sequence[Stage]) -> list[Scorer]:
+    """Return the stages' scorers, opened; load them on first use in this worker."""
+    wanted = {stage.key for stage in stages}
+    if any(stage.scorer.resource == "model" and stage.key not in _OPEN for stage in stages):
+        for key in [k for k, s in _OPEN.items() if s.resource == "model" and k not in wanted]:
+            _OPEN.pop(key).close()
+    for stage in stages:
+        if stage.key in _OPEN:
+            continue
         scorer = stage.scorer
         if stage.fitted:
             held = io.BytesIO(store.read_bytes(".curate", "fit", f"{stage.key}.npz"))
@@ -55,13 +68,17 @@ def opened(store: Store, stage: Stage) -> Scorer:
                 scorer.load({k: state[k] for k in state.files})
         scorer.open()
         _OPEN[stage.key] = scorer
-    return _OPEN[stage.key]
+    return [_OPEN[stage.key] for stage in stages]
 
 
 def close_scorers() -> None:
-    """Close every scorer that this worker holds."""
+    """Close every scorer that this worker holds, and the models that nobody holds then: engines have processes."""
     while _OPEN:
         _OPEN.popitem()[1].close()
+    if "curate.models.loading" in sys.modules:  # importing it only to find nothing loaded would cost a worker's time
+        from curate.models.loading import unload
+
+        unload(idle=True)
 
 
 def fit(store: Store, stage: Stage, rows: dict[str, list[int]]) -> dict[str, Any]:
@@ -77,20 +94,50 @@ def fit(store: Store, stage: Stage, rows: dict[str, list[int]]) -> dict[str, Any
     return {"rows": sample.num_rows, "seconds": round(time.perf_counter() - began, 3)}
 
 
-def score(store: Store, stage: Stage, part: str, kept: bytes, rows: int, digest: str) -> dict[str, Any]:
-    """Score the rows of one part that are no copies; write the sidecar, then the mark that it is finished."""
+def score(
+    store: Store, stages: Sequence[Stage], part: str, kept: bytes, rows: int, digest: str
+) -> dict[str, dict[str, Any]]:
+    """Score the rows of one part that are no copies, by stages that share their work; return each stage's mark.
+
+    Each stage has its sidecar and then the mark that it is finished, as if it had been alone.
+    """
     began = time.perf_counter()
     stem = part.removesuffix(".parquet")
-    store.append_event({"stage": stage.key, "part": stem, "event": "start", "digest": digest})
+    for stage in stages:
+        store.append_event({"stage": stage.key, "part": stem, "event": "start", "digest": digest})
     mask = np.unpackbits(np.frombuffer(kept, dtype=np.uint8), count=rows).astype(bool)
-    table = store.read_table("examples", part, columns=list(dict.fromkeys(("id", *stage.scorer.reads))))
+    reads = dict.fromkeys(("id", *(column for stage in stages for column in stage.scorer.reads)))
+    table = store.read_table("examples", part, columns=list(reads))
     if not mask.all():
         table = table.filter(pa.array(mask))
-    scorer = opened(store, stage)
+    scorers = opened(store, stages)
     loaded = time.perf_counter()
-    scored = scorer.score(table.select(list(scorer.reads)))
-    ids = pa.table({"id": table.column("id")})
-    tokens = _tokens(scorer, scored)
+    if len(stages) == 1:
+        found = [scorers[0].score(table.select(list(stages[0].scorer.reads)))]
+    else:
+        found = type(scorers[0]).score_together(scorers, table.drop_columns(["id"]))
+    seconds = (time.perf_counter() - loaded) / len(stages)
+    marks = {}
+    for stage, scorer, scored in zip(stages, scorers, found, strict=True):
+        _write(store, stage, part, table.column("id"), scored)
+        marks[stage.name] = {
+            "digest": digest,
+            "rows": table.num_rows,
+            "unscored": scored.num_rows - scored.column("reason").null_count,
+            "tokens": _tokens(scorer, scored),
+            "seconds": round(seconds, 3),
+            "loading": round((loaded - began) / len(stages), 3),
+            "engine": scorer.describe(),
+        }
+        store.write_json(marks[stage.name], ".curate", "done", stage.key, f"{stem}.json")
+        store.append_event(
+            {"stage": stage.key, "part": stem, "event": "done", "digest": digest, "rows": table.num_rows}
+        )
+    return marks
+
+
+def _write(store: Store, stage: Stage, part: str, ids: pa.ChunkedArray, scored: pa.Table) -> None:
+    """Write a stage's sidecar of one part: its columns in order, and a vector's numbers in a file of their own."""
     if stage.wide:
         vectors = scored.column(0).combine_chunks()
         flat = vectors.values.to_numpy(zero_copy_only=False)[vectors.offset * vectors.type.list_size :]
@@ -98,26 +145,13 @@ def score(store: Store, stage: Stage, part: str, kept: bytes, rows: int, digest:
         missing = np.asarray(vectors.is_null())
         if missing.any():
             matrix = np.where(missing[:, None], np.float32("nan"), matrix)
-        with store.writing(*stage.directory.split("/"), f"{stem}.npy") as handle:
+        with store.writing(*stage.directory.split("/"), f"{part.removesuffix('.parquet')}.npy") as handle:
             np.save(handle, np.ascontiguousarray(matrix, dtype=np.float32), allow_pickle=False)
-        out = ids.append_column("reason", scored.column("reason"))
-    else:
-        out = ids
-        for name in scored.column_names:
-            out = out.append_column(name, scored.column(name))
+        scored = scored.remove_column(0)
+    out = pa.table({"id": ids})
+    for name in scored.column_names:
+        out = out.append_column(name, scored.column(name))
     store.write_table(out.combine_chunks(), *stage.directory.split("/"), part)
-    reasons = [r for r in scored.column("reason").to_pylist() if r is not None]
-    done = {
-        "digest": digest,
-        "rows": table.num_rows,
-        "unscored": len(reasons),
-        "tokens": tokens,
-        "seconds": round(time.perf_counter() - loaded, 3),
-        "loading": round(loaded - began, 3),
-    }
-    store.write_json(done, ".curate", "done", stage.key, f"{stem}.json")
-    store.append_event({"stage": stage.key, "part": stem, "event": "done", "digest": digest, "rows": table.num_rows})
-    return done
 
 
 def _tokens(scorer: Scorer, scored: pa.Table) -> int | None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from curate import models
 from curate.exceptions import InputError, ModelError
-from curate.models import loading, transformers_lm
+from curate.models import head, loading, transformers_lm
 from curate.models.reference import load_reference, reference_logprobs
 from curate.models.transformers_lm import TransformersLM
 from curate.seeding import rng_for
@@ -88,7 +88,7 @@ def test_float32_is_within_1e_4_nats_of_the_reference(lm: TransformersLM, refere
 def test_long_rows_and_small_chunks_of_the_head(
     lm: TransformersLM, reference: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lm, "_head_logits", 1)
+    monkeypatch.setattr(lm._head, "logits", 1)
     rows = rows_of(12, longest=256)
     assert sum(m.sum() for _, m in rows) > 2 * 256  # several chunks
     assert worst(lm.token_logprobs(rows), reference(rows)) < 1e-4
@@ -144,7 +144,7 @@ def test_an_architecture_that_does_something_unknown_to_its_logits_is_noticed(
     folder = str(save_tiny_model(tmp_path / "model", CONFIGS[name]()))
     rows = rows_of(8)
     expected = reference_logprobs(load_reference(folder), rows)
-    monkeypatch.setattr(transformers_lm, "_logit_map", lambda torch, config: lambda z: z)
+    monkeypatch.setattr(head, "logit_map", lambda config: (lambda z: z, 1.0))
     lm = TransformersLM(folder, device="cpu")
     assert not lm.by_hidden_states and "scoring by full forward passes" in caplog.text
     assert worst(lm.token_logprobs(rows), expected) < 1e-4

@@ -67,7 +67,7 @@ def test_the_laws_hold(parameters: dict[str, Any], tiny_model: Path) -> None:
 def test_columns_are_the_mean_the_sum_the_number_and_the_perplexity(tiny_model: Path) -> None:
     examples = pool(12)
     out = scorer(tiny_model).score(examples)
-    assert out.column_names == ["mean_logprob", "sum_logprob", "tokens", "perplexity", "reason"]
+    assert out.column_names == ["mean_logprob", "sum_logprob", "tokens", "perplexity", "min_k_logprob", "reason"]
     rows = models.encoder(str(tiny_model)).encode(examples["messages"].to_pylist())
     expected = reference_logprobs(load_reference(str(tiny_model)), [(r.ids, r.mask) for r in rows])
     for got, logprobs in zip(out.to_pylist(), expected, strict=True):

@@ -1,0 +1,266 @@
+"""Scorers that read a forward pass of a language model, and how several of them share one.
+
+A scorer says what it needs: of the whole conversation, of the response alone, or of both (``needs``).  Scorers with the
+same model, template, turns and limits are scored together: every text is encoded once and goes through the model once,
+with the union of what they asked.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curate import models
+from curate.base import Column, Scorer
+from curate.exceptions import InputError, StageError
+from curate.models import backends
+from curate.models.backends import Backend
+from curate.models.base import Forward, Quantity
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+View = Literal["whole", "alone"]
+"""The conversation, or its response without what was asked (``EncodedRow.alone``)."""
+
+Needs = Mapping[View, frozenset[Quantity]]
+
+
+@dataclass
+class Passes:
+    """What the forward passes over a batch gave one scorer."""
+
+    reasons: list[str | None]
+    """Why a row has no pass; its entries in ``of`` are None."""
+    tokens: NDArray[np.int64]
+    """Scored tokens of each row."""
+    length: NDArray[np.int64]
+    """All tokens of each row."""
+    cut: NDArray[np.int64]
+    """Tokens cut off the end of each row (``long_rows="truncate"``)."""
+    of: dict[View, list[Forward | None]]
+    head_norm: float | None
+    """‖W‖_F of the model's output head."""
+
+    def scored(self) -> NDArray[np.int64]:
+        """Return the rows that have a pass."""
+        return np.flatnonzero([reason is None for reason in self.reasons])
+
+
+@dataclass(kw_only=True)
+class ForwardScorer(Scorer):
+    """A scorer that reads forward passes; its subclasses say which quantities, and what they make of them.
+
+    A row is null, with a reason, where the template cannot show it, where no token of it is in the loss, where it is
+    longer than the limit (unless ``long_rows`` says otherwise), and where it alone does not fit into memory.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ("messages", "tools")
+    resource: ClassVar[str] = "model"
+    neutral: ClassVar[tuple[str, ...]] = ("batch_tokens", "device")
+
+    model: str
+    """Folder or Hub name ("org/name", "org/name@revision") of a causal LM in safetensors."""
+    template: Literal["auto", "chat", "plain"] = "auto"
+    """How a conversation becomes text: the tokenizer's chat template, GRAPE's Question:/Answer:, or chat where there is
+    one."""
+    turns: Literal["all", "last"] = "all"
+    """Which assistant turns are scored; those marked train=false never are."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type to compute in; auto: float32 below 10⁹ parameters, as stored above."""
+    max_tokens: int | None = None
+    """The limit of a row's length; by default the model's context."""
+    long_rows: Literal["drop", "truncate", "stop"] = "drop"
+    """What becomes of longer rows: null with that reason; cut at the end, where the score is then that of a beginning,
+    and the column ``cut`` says how many tokens it lacks; or the run stops."""
+    backend: Backend = "transformers"
+    """Where the model runs: transformers, vllm, or an HTTP server; see ``curate.models.backends``."""
+    batch_tokens: int | None = None
+    """Tokens of a batch, padding counted; by default 1024 on a CPU, 16384 on a GPU.  Changes no score beyond
+    rounding.  Of the backend transformers; vLLM has its own."""
+    device: str = "auto"
+    """"cpu", "cuda", "mps"; auto: a GPU where there is one.  Of the backend transformers."""
+
+    def __post_init__(self) -> None:
+        for key in ("max_tokens", "batch_tokens"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise InputError(f"{self.name}: {key}={value}; it must be at least 1, or left out.")
+        for quantities in self.needs.values():
+            backends.check(self.backend, quantities, caller=self.name)
+        self._lm: models.CausalLM | None = None
+        self._encoder: models.Encoder | None = None
+
+    # -- for subclasses ----------------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def own_columns(self) -> tuple[Column, ...]:
+        """The columns that ``_reduce`` returns."""
+
+    @property
+    @abstractmethod
+    def needs(self) -> Needs:
+        """What it asks of a pass over each view."""
+
+    @abstractmethod
+    def _reduce(self, passes: Passes) -> dict[str, Any]:
+        """Return one array-like per declared column, and optionally "reason" to overrule ``passes.reasons``."""
+
+    def _skip(self, examples: pa.Table, rows: Sequence[models.EncodedRow]) -> list[str | None]:
+        """Return why a row needs no pass (None where it does), decided before any is computed."""
+        return [None] * len(rows)
+
+    # -- the contract ------------------------------------------------------------------------------------------------
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        cut = (Column("cut", "tokens cut off", None, "int64"),)
+        return self.own_columns + (cut if self.long_rows == "truncate" else ())
+
+    @property
+    def tolerance(self) -> float:
+        """Rounding: other company is another shape of matrix product, which sums in another order."""
+        dtype = self.dtype if self._lm is None else self._lm.dtype
+        return 1e-5 if dtype in ("auto", "float32") else 2e-2
+
+    def identity(self) -> dict[str, Any]:
+        """A digest or a commit stands for the model's path, and the template in use for ``template``."""
+        identity = super().identity()
+        replaced = ("model", "template", "backend")
+        identity["params"] = {k: v for k, v in identity["params"].items() if k not in replaced}
+        return identity | self._source()
+
+    def _source(self) -> dict[str, Any]:
+        """Return what the pass itself depends on, as JSON: model, template and backend."""
+        weights = not isinstance(self.backend, backends.HTTP)
+        model = models.identify(self.model, weights=weights)  # first: it says best what is wrong with a path
+        return {"model": model, "template": self._encode().identity(), "backend": backends.identity(self.backend)}
+
+    def check(self) -> None:
+        """Ask the backend whether it is there and can give what is needed."""
+        models.check(self.model, self.backend, caller=self.name)
+
+    def shared_work(self) -> str:
+        """Name the pass: model, backend, template, turns, limits."""
+        settings = {
+            k: getattr(self, k) for k in ("turns", "dtype", "max_tokens", "long_rows", "batch_tokens", "device")
+        }
+        backend = backends.settings(self.backend)
+        return json.dumps({**self._source(), **settings, "backend": backend}, sort_keys=True)
+
+    def open(self) -> None:
+        self._encode()
+        if self._lm is None:
+            self._lm = models.load(
+                self.model,
+                dtype=self.dtype,
+                device=self.device,
+                batch_tokens=self.batch_tokens,
+                backend=self.backend,
+            )
+
+    def close(self) -> None:
+        if self._lm is not None:
+            models.release(self._lm)
+        self._lm = None
+
+    def describe(self) -> dict[str, str]:
+        """Return what produced the numbers, once opened: backend, version, dtype, device, template."""
+        return {} if self._lm is None else {**self._lm.describe(), "template": self._encode().kind}
+
+    def _encode(self) -> models.Encoder:
+        if self._encoder is None:
+            self._encoder = models.encoder(self.model, template=self.template, turns=self.turns)
+        return self._encoder
+
+    def _score(self, examples: pa.Table) -> Mapping[str, Any]:
+        (passes,) = _run_passes([self], examples)
+        return self._finished(passes)
+
+    @classmethod
+    def score_together(cls, scorers: Sequence[Scorer], examples: pa.Table) -> list[pa.Table]:
+        together = [s for s in scorers if isinstance(s, ForwardScorer)]
+        assert len(together) == len(scorers), "other scorers name other work"
+        for scorer in together:
+            scorer.open()
+        n = examples.num_rows
+        if not n:
+            return [scorer.score(examples) for scorer in scorers]
+        passes = _run_passes(together, examples)
+        return [s.table(s._finished(p), n) for s, p in zip(together, passes, strict=True)]
+
+    def _finished(self, passes: Passes) -> dict[str, Any]:
+        raw = {"reason": passes.reasons, **self._reduce(passes)}
+        return raw | {"cut": passes.cut} if self.long_rows == "truncate" else raw
+
+
+def _run_passes(scorers: Sequence[ForwardScorer], examples: pa.Table) -> list[Passes]:
+    """Encode once, run each view once with the union of what is needed, and hand everyone their own."""
+    first = scorers[0]
+    lm = first._lm
+    assert lm is not None
+    rows = first._encode().encode(examples["messages"].to_pylist(), examples["tools"].to_pylist())
+    rows, reasons, cut = _within_limit(rows, lm, first)
+    tokens = np.array([int(row.mask.sum()) for row in rows], dtype=np.int64)
+    length = np.array([row.ids.size for row in rows], dtype=np.int64)
+    own: list[list[str | None]] = []
+    for scorer in scorers:
+        skipped = scorer._skip(examples, rows)
+        own.append([reason or skip for reason, skip in zip(reasons, skipped, strict=True)])
+
+    found: dict[View, list[Forward | None]] = {}
+    for view in dict.fromkeys(view for scorer in scorers for view in scorer.needs):
+        asking = [i for i, scorer in enumerate(scorers) if view in scorer.needs]
+        wanted = [j for j in range(len(rows)) if any(own[i][j] is None for i in asking)]
+        shown = {j: rows[j] if view == "whole" else rows[j].alone() for j in wanted}
+        for j in (j for j in wanted if shown[j] is None):
+            for i in asking:
+                own[i][j] = own[i][j] or "nothing stands before the response alone: no header in the template, no BOS"
+        able = [(j, row) for j, row in shown.items() if row is not None]
+        union = frozenset().union(*(scorers[i].needs[view] for i in asking))
+        given: list[Forward | None] = [None] * len(rows)
+        for (j, row), forward in zip(able, lm.forward([(row.ids, row.mask) for _, row in able], union), strict=True):
+            given[j] = forward
+            if forward is None:
+                for i in asking:
+                    own[i][j] = own[i][j] or f"out of memory at {row.ids.size} tokens"
+        found[view] = given
+    return [
+        Passes(why, tokens, length, cut, {view: found[view] for view in scorer.needs}, lm.head_norm)
+        for scorer, why in zip(scorers, own, strict=True)
+    ]
+
+
+def _within_limit(
+    rows: list[models.EncodedRow], lm: models.CausalLM, scorer: ForwardScorer
+) -> tuple[list[models.EncodedRow], list[str | None], NDArray[np.int64]]:
+    """Return the rows with long ones cut, why a row cannot be scored, and how many tokens each one lost."""
+    limit = int(min(scorer.max_tokens or 2**62, lm.context or 2**62))
+    reasons: list[str | None] = []
+    cut = np.zeros(len(rows), dtype=np.int64)
+    out = []
+    for i, row in enumerate(rows):
+        reason = row.reason
+        if reason is None and row.ids.size > limit:
+            if scorer.long_rows == "stop":
+                raise StageError(
+                    f"{scorer.name}: a row has {row.ids.size:,} tokens, more than max_tokens={limit:,}, and "
+                    "long_rows: stop was asked; ask for drop or truncate, or raise the limit."
+                )
+            if scorer.long_rows == "truncate":
+                cut[i] = row.ids.size - limit
+                row = models.EncodedRow(row.ids[:limit], row.mask[:limit], None, row.header[:limit], row.bos)
+            else:
+                reason = f"longer than max_tokens={limit}"
+        if reason is None and not row.mask.any():
+            reason = "no token is in the loss" if not cut[i] else f"no token in the loss before max_tokens={limit}"
+        reasons.append(reason)
+        out.append(row)
+    return out, reasons, cut
