@@ -47,7 +47,8 @@ _OF_LOGITS: frozenset[Quantity] = frozenset({"logprobs", "entropy", "head-gradie
 _LINEAR: frozenset[Quantity] = frozenset({"head-gradient", "logit-norm", "logit-norm-all"})  # not of a capped head
 
 _BATCH_TOKENS = {"cpu": 1024, "other": 16384}
-_HEAD_LOGITS = {"cpu": 2**22, "other": 2**27}  # logits that exist at once: 16 MiB of float32, 512 MiB
+_HEAD_BLOCK = {"cpu": 2**18, "other": 2**27}  # logits that are worked on at once: 1 MiB of float32, 512 MiB
+_HEAD_HOLD = {"cpu": 2**26, "other": 2**29}  # logits that a gradient may hold: 256 MiB a thread, 2 GiB
 
 
 class TransformersLM(CausalLM):
@@ -88,7 +89,7 @@ class TransformersLM(CausalLM):
         self.batch_tokens = batch_tokens or _BATCH_TOKENS[kind]
         """Tokens of a batch; halved for good when memory runs out."""
         self._one_batch_per_thread = self.device == "cpu" and not _changes_when_run(config)
-        self._head = Head(self._model.get_output_embeddings(), config, logits=_HEAD_LOGITS[kind])
+        self._head = Head(self._model.get_output_embeddings(), config, block=_HEAD_BLOCK[kind], hold=_HEAD_HOLD[kind])
         with torch.inference_mode():
             self.by_hidden_states = self._head_is_known(torch)
             """Whether logits are computed from hidden states, at the scored positions only."""

@@ -88,7 +88,7 @@ def test_float32_is_within_1e_4_nats_of_the_reference(lm: TransformersLM, refere
 def test_long_rows_and_small_chunks_of_the_head(
     lm: TransformersLM, reference: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lm._head, "logits", 1)
+    monkeypatch.setattr(lm._head, "block", 1)
     rows = rows_of(12, longest=256)
     assert sum(m.sum() for _, m in rows) > 2 * 256  # several chunks
     assert worst(lm.token_logprobs(rows), reference(rows)) < 1e-4
