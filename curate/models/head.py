@@ -3,21 +3,26 @@ r"""The output head at the scored positions: from hidden states to what scorers 
 With h_t the last hidden states, z_t = c (W h_t + bias) the logits, p_t = softmax(z_t), δ_t = p_t − onehot(y_t):
 
     log p_t(y_t)  = z_t[y_t] − log Σ_v exp z_t[v]
-    H_t           = −log p_t(y_t) − δ_t · z_t                    entropy: Σ_v p (log Z − z), with p = δ + onehot(y)
+    H_t           = −Σ_v p_t(v) log p_t(v)
     ⟨W, G⟩        = (1/S) Σ_t δ_t · (z_t − c bias)               G = ∂L/∂W = (c/S) Σ_t δ_t h_tᵀ
     ‖G‖²_F        = (c/S)² Σ_{s,t} (δ_s · δ_t)(h_s · h_t)        Gram: S² V products
                   = (c/S)² ‖Σ_t δ_t h_tᵀ‖²                       direct: S V d products, in blocks of V
 
 The cheaper of the last two is taken, S against d.  Logits exist for a few hundred positions and a block of the
-vocabulary at a time, small enough to stay in the cache.  Only a gradient holds those of whole rows, and δ takes their
-place: e_t = exp(z_t − max z_t), its entry at y_t replaced by (Σ e)·expm1(log p), with the division by Σ e left to the
-S×S result.  expm1 keeps the digits of a confident prediction, where 1 − p would lose them.
+vocabulary at a time, small enough to stay in the cache.  Only a gradient holds those of whole rows.
+
+Sums leave the target out.  With m = max z, e_v = exp(z_v − m), r = Σ_{v≠y} e_v and Σ = r + e_y:
+
+    log p(y) = −log(1 + r/e_y) = z_y − m − log Σ,      δ = e/Σ, but −r/Σ at y
+
+so that of a sure prediction, where r is tiny, every number keeps its digits; 1 − p would lose them.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,15 +83,14 @@ class Head:
         for start, stop, rows in _pieces(counts, _POSITIONS, whole_rows=gradient):
             h, y = hidden[start:stop], targets[start:stop]
             if not gradient:
-                found, its_entropy, _ = self._online(h, y, entropy="entropy" in wants)
-            elif (stop - start) * self.linear.weight.shape[0] <= self.hold:
-                found, its_entropy, pairs = self._held(h, y, rows)
+                sums = self._online(h, y, beyond="entropy" in wants)
+            else:  # a long row, or a few, whose logits cannot be held: each is computed twice
+                fits = (stop - start) * self.linear.weight.shape[0] <= self.hold
+                sums, pairs = self._held(h, y, rows) if fits else self._twice(h, y, rows)
                 gradients += pairs
-            else:  # one long row, or a few: of each the logits are computed twice
-                found, its_entropy, pairs = self._twice(h, y, rows)
-                gradients += pairs
-            logprobs.append(found)
-            entropy.append(its_entropy)
+            logprobs.append(sums.logprobs())
+            if "entropy" in wants:
+                entropy.append(sums.entropy())
         out = [Forward() for _ in counts]
         for name, parts in (("logprobs", logprobs), ("entropy", entropy)):
             if name in wants:
@@ -138,122 +142,163 @@ class Head:
             z = torch.nn.functional.linear(hidden, weight[i : i + size], None if bias is None else bias[i : i + size])
             yield i, self.finish(_wide(z))
 
-    def _online(
-        self, hidden: torch.Tensor, targets: torch.Tensor, *, entropy: bool
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return log p(y), the entropies (if asked) and log Σ exp z, each (n,); no logit outlives its block.
-
-        ``top`` is the largest logit so far, ``total`` = Σ exp(z − top) and ``dot`` = Σ exp(z − top)(z − top); a block
-        with a larger one rebases them.
-        """
+    def _online(self, hidden: torch.Tensor, targets: torch.Tensor, *, beyond: bool) -> _Sums:
+        """Return the sums of each position; no logit outlives its block, and one with a larger logit rebases them."""
         import torch
 
-        n = hidden.shape[0]
-        top = torch.full((n,), -torch.inf, device=hidden.device, dtype=_wide(hidden[:0]).dtype)
-        total, dot, at_target = (torch.zeros_like(top) for _ in range(3))
+        sums: _Sums | None = None
         for i, z in self._blocks(hidden):
-            at_target = torch.where(targets >= i, _taken(z, targets, i), at_target)
-            peak = torch.maximum(top, z.amax(dim=-1))
-            z -= peak[:, None]
-            e = torch.exp(z) if entropy else z.exp_()
-            fall = torch.where(total > 0, top - peak, 0)  # −∞ before the first block
-            if entropy:
-                dot = torch.exp(fall) * (dot + fall * total) + torch.einsum("nv,nv->n", e, z)
-            total = torch.exp(fall) * total + e.sum(dim=-1)
-            top = peak
-        found = at_target - top - torch.log(total)
-        return found, torch.log(total) - dot / total, top + torch.log(total)
+            at_target, top = _taken(z, targets, i), z.amax(dim=-1)
+            if sums is not None:
+                at_target, top = torch.where(targets >= i, at_target, sums.at_target), torch.maximum(top, sums.top)
+            sums = _Sums.nothing(top, at_target) if sums is None else sums.rebased(top, at_target)
+            z -= top[:, None]
+            e = _without(torch.exp(z) if beyond else z.exp_(), targets, i)
+            sums.add(e, z if beyond else None, self._bias(i, z.shape[1]) if beyond else None)
+        assert sums is not None
+        return sums
 
     def _held(
         self, hidden: torch.Tensor, targets: torch.Tensor, rows: Sequence[int]
-    ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[float, float]]]:
-        """Return log p(y), entropies and each row's gradient, from logits that are computed once and held."""
+    ) -> tuple[_Sums, list[tuple[float, float]]]:
+        """Return the sums and each row's gradient, from logits that are computed once and held."""
         import torch
 
         n, vocabulary = hidden.shape[0], self.linear.weight.shape[0]
         held = hidden.new_empty((n, vocabulary), dtype=self.linear.weight.dtype)
-        top = torch.full((n,), -torch.inf, device=hidden.device, dtype=_wide(hidden[:0]).dtype)
-        total, dot, biased, at_target = (torch.zeros_like(top) for _ in range(4))
+        top = at_target = None
         for i, z in self._blocks(hidden):
             held[:, i : i + z.shape[1]] = z
-            at_target = torch.where(targets >= i, _taken(z, targets, i), at_target)
-            top = torch.maximum(top, z.amax(dim=-1))
+            here, peak = _taken(z, targets, i), z.amax(dim=-1)
+            at_target = here if at_target is None else torch.where(targets >= i, here, at_target)
+            top = peak if top is None else torch.maximum(top, peak)
+        assert top is not None and at_target is not None
+        sums = _Sums.nothing(top, at_target)
         size = max(256, self.block // max(1, n))
         for i in range(0, vocabulary, size):
-            x = _wide(held[:, i : i + size]) - top[:, None]
-            e = torch.exp(x)
-            total += e.sum(dim=-1)
-            dot += torch.einsum("nv,nv->n", e, x)
-            if self.linear.bias is not None:
-                biased += e @ _wide(self.linear.bias[i : i + size])
-            held[:, i : i + size] = e
-        above = at_target - top
-        found = above - torch.log(total)
-        entropy = torch.log(total) - dot / total
-        held.scatter_(1, targets[:, None], (total * torch.expm1(found))[:, None].to(held.dtype))
-        slope = dot / total - above  # Σ p (z − top) − (z_y − top): both are small where the model is sure
-        if self.linear.bias is not None:
-            slope = slope - self.scale * (biased / total - _wide(self.linear.bias)[targets])
+            block = held[:, i : i + size]
+            z = _wide(block) - top[:, None]
+            e = _without(torch.exp(z), targets, i)
+            sums.add(e, z, self._bias(i, e.shape[1]))
+            block.copy_(e)
+        held.scatter_(1, targets[:, None], -sums.rest[:, None].to(held.dtype))
+        slope, total = self._slope(sums, targets), sums.total
         pairs, at = [], 0
         for count in rows:
             part = slice(at, at + count)
             pairs.append(self._gradient(slope[part], held[part], total[part], hidden[part]))
             at += count
-        return found, entropy, pairs
+        return sums, pairs
+
+    def _bias(self, first: int, words: int) -> torch.Tensor | None:
+        bias = self.linear.bias
+        return None if bias is None else _wide(bias[first : first + words])
+
+    def _slope(self, sums: _Sums, targets: torch.Tensor) -> torch.Tensor:
+        """Return δ · (z − c bias) of each position (n,).  As Σ_v δ_v = 0, z − z_y serves as well as z."""
+        slope = (sums.dot + sums.rest * (sums.top - sums.at_target)) / sums.total
+        if self.linear.bias is None:
+            return slope
+        return slope - self.scale * (sums.biased - sums.rest * _wide(self.linear.bias)[targets]) / sums.total
 
     def _gradient(
         self, slope: torch.Tensor, delta: torch.Tensor, total: torch.Tensor, hidden: torch.Tensor
     ) -> tuple[float, float]:
         """Return (⟨W, G⟩, ‖G‖²) of one row; ``delta`` (S, V) is δ times ``total`` (S,)."""
-        import torch
-
         n, width = hidden.shape
         if n <= width:
             gram = _wide(delta @ delta.T) / total / total[:, None]
-            square = float((gram * _wide(hidden @ hidden.T)).sum(dtype=torch.float64))
-        else:
-            weighted = (_wide(hidden) / total[:, None]).to(hidden.dtype)
-            square = 0.0
-            for i in range(0, delta.shape[1], 4096):
-                square += float(_wide(delta[:, i : i + 4096].T @ weighted).square().sum(dtype=torch.float64))
-        return float(slope.mean(dtype=torch.float64)), max(0.0, square) * (self.scale / n) ** 2
+            return self._pair(slope, _product(gram, hidden))
+        weighted = (_wide(hidden) / total[:, None]).to(hidden.dtype)
+        return self._pair(slope, sum(_square(part.T @ weighted) for part in delta.split(4096, dim=1)))
 
     def _twice(
         self, hidden: torch.Tensor, targets: torch.Tensor, rows: Sequence[int]
-    ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[float, float]]]:
-        """The same of rows too long for their logits to be held: log Σ exp first, then δ block by block."""
-        import torch
-
-        founds, entropies, pairs, at = [], [], [], 0
+    ) -> tuple[_Sums, list[tuple[float, float]]]:
+        """The same as ``_held`` of rows too long to hold their logits: the sums first, then δ in blocks."""
+        sums = self._online(hidden, targets, beyond=True)
+        slope = self._slope(sums, targets)
+        pairs, at = [], 0
         for count in rows:
-            h, y = hidden[at : at + count], targets[at : at + count]
+            part = slice(at, at + count)
             at += count
-            found, entropy, lse = self._online(h, y, entropy=True)
+            h, y, top, total, rest = hidden[part], targets[part], sums.top[part], sums.total[part], sums.rest[part]
             n, width = h.shape
-            slope = torch.zeros_like(found)
-            gram = found.new_zeros((n, n)) if n <= width else None
+            gram = top.new_zeros((n, n)) if n <= width else None
             square = 0.0
             for i, z in self._blocks(h):
-                words = z.shape[1]
-                delta = torch.exp(z - lse[:, None])
-                inside = (y >= i) & (y < i + words)
-                column = (y - i).clamp(0, words - 1)[:, None]
-                exact = torch.where(inside[:, None], torch.expm1(found)[:, None], delta.gather(1, column))
-                delta.scatter_(1, column, exact)
-                if self.linear.bias is not None:
-                    z = z - self.scale * _wide(self.linear.bias[i : i + words])
-                slope += torch.einsum("nv,nv->n", delta, z)
-                low = delta.to(h.dtype)
+                z -= top[:, None]
+                delta = _without(z.exp_(), y, i, instead=-rest)
+                delta = (delta / total[:, None]).to(h.dtype)
                 if gram is not None:
-                    gram += _wide(low @ low.T)
+                    gram += _wide(delta @ delta.T)
                 else:
-                    square += float(_wide(low.T @ h).square().sum(dtype=torch.float64))
-            if gram is not None:
-                square = float((gram * _wide(h @ h.T)).sum(dtype=torch.float64))
-            founds.append(found)
-            entropies.append(entropy)
-            pairs.append((float(slope.mean(dtype=torch.float64)), max(0.0, square) * (self.scale / n) ** 2))
-        return torch.cat(founds), torch.cat(entropies), pairs
+                    square += _square(delta.T @ h)
+            pairs.append(self._pair(slope[part], square if gram is None else _product(gram, h)))
+        return sums, pairs
+
+    def _pair(self, slope: torch.Tensor, square: float) -> tuple[float, float]:
+        """Return (⟨W, G⟩, ‖G‖²) of a row from δ · z of each position and ‖Σ_t δ_t h_tᵀ‖²."""
+        n = slope.shape[0]
+        if not n:
+            return float("nan"), float("nan")
+        return _sum(slope) / n, max(square, 0.0) * (self.scale / n) ** 2  # max in this order: NaN stays NaN
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Sums over the words v other than the target y, e_v = exp(z_v − top); each (n,), a number a position."""
+
+    top: torch.Tensor
+    """The largest logit so far, the target's too."""
+    at_target: torch.Tensor
+    """z_y."""
+    rest: torch.Tensor
+    """Σ e_v."""
+    dot: torch.Tensor
+    """Σ e_v (z_v − top)."""
+    biased: torch.Tensor
+    """Σ e_v bias_v."""
+
+    @classmethod
+    def nothing(cls, top: torch.Tensor, at_target: torch.Tensor) -> _Sums:
+        return cls(top, at_target, *(top.new_zeros(top.shape) for _ in range(3)))
+
+    def rebased(self, top: torch.Tensor, at_target: torch.Tensor) -> _Sums:
+        """Return the same sums with respect to another ``top``."""
+        import torch
+
+        lower = self.top - top
+        fade = torch.exp(lower)
+        return _Sums(top, at_target, fade * self.rest, fade * (self.dot + lower * self.rest), fade * self.biased)
+
+    def add(self, e: torch.Tensor, z: torch.Tensor | None, bias: torch.Tensor | None) -> None:
+        """Add a block (n, words) of e_v, z_v − top and bias_v; e is 0 at the target."""
+        import torch
+
+        self.rest += e.sum(dim=-1)
+        if z is not None:
+            self.dot += torch.einsum("nv,nv->n", e, z)
+        if bias is not None:
+            self.biased += e @ bias
+
+    @property
+    def total(self) -> torch.Tensor:
+        """Σ e_v over all words."""
+        return self.rest + (self.at_target - self.top).exp()
+
+    def logprobs(self) -> torch.Tensor:
+        import torch
+
+        above = self.at_target - self.top
+        likely = above.exp()
+        return torch.where(self.rest < likely, -torch.log1p(self.rest / likely), above - torch.log(self.rest + likely))
+
+    def entropy(self) -> torch.Tensor:
+        """Σ_v p_v (log Σ − (z_v − top)): the target's term, and the others'."""
+        above, logprobs = self.at_target - self.top, self.logprobs()
+        others = (self.rest * (above - logprobs) - self.dot) / self.total
+        return others - logprobs.exp() * logprobs
 
 
 def logit_map(config: Any) -> tuple[Callable[[torch.Tensor], torch.Tensor], float]:
@@ -280,6 +325,27 @@ def _taken(z: torch.Tensor, targets: torch.Tensor, first: int) -> torch.Tensor:
     return z.gather(1, (targets - first).clamp(0, z.shape[1] - 1)[:, None])[:, 0]
 
 
+def _without(
+    e: torch.Tensor, targets: torch.Tensor, first: int, *, instead: torch.Tensor | float = 0.0
+) -> torch.Tensor:
+    """Write ``instead`` (n,) at each target that lies in the block (n, words) from word ``first`` on; return it."""
+    import torch
+
+    at = targets - first
+    column = at.clamp(0, e.shape[1] - 1)
+    kept = torch.where(at == column, instead, e.gather(1, column[:, None])[:, 0])
+    return e.scatter_(1, column[:, None], kept[:, None])
+
+
+def _product(gram: torch.Tensor, hidden: torch.Tensor) -> float:
+    """Return Σ_{s,t} gram_st (h_s · h_t)."""
+    return _sum(gram * _wide(hidden @ hidden.T))
+
+
+def _square(x: torch.Tensor) -> float:
+    return _sum(_wide(x).square())
+
+
 def _pieces(counts: Sequence[int], step: int, *, whole_rows: bool) -> list[tuple[int, int, list[int]]]:
     """Cut the positions into pieces of about ``step``: (start, stop, positions of each row in it)."""
     total = int(sum(counts))
@@ -298,3 +364,10 @@ def _pieces(counts: Sequence[int], step: int, *, whole_rows: bool) -> list[tuple
 def _wide(x: torch.Tensor) -> torch.Tensor:
     """Return half types as float32, others as they are."""
     return x.float() if x.itemsize < 4 else x
+
+
+def _sum(x: torch.Tensor) -> float:
+    """Return Σ x, summed in float64 where the device has it (MPS has not)."""
+    import torch
+
+    return float(x.sum(dtype=None if x.device.type == "mps" else torch.float64))

@@ -1,8 +1,8 @@
-r"""Token log-probabilities, as plainly as they can be had: what the fast path is measured against.
+r"""What a forward pass gives, as plainly as it can be had: what the fast paths are measured against.
 
 One row at a time through the model's own forward pass in float64, full logits, softmax by its definition, one Python
 loop over the scored tokens.  Transformers computes norms and rotary angles in float32 whatever the weights are, which
-leaves errors near 1e-7 in the result.
+leaves errors near 1e-7 in the result.  The head's gradient is autograd's, and the step along it is taken.
 """
 
 from __future__ import annotations
@@ -41,3 +41,45 @@ def reference_logprobs(loaded: Any, rows: Sequence[Row]) -> list[NDArray[np.floa
             values.append(z[ids[i]] - np.log(np.exp(z).sum()))
         out.append(np.array(values, dtype=np.float64))
     return out
+
+
+def reference_entropy(loaded: Any, rows: Sequence[Row]) -> list[NDArray[np.float64]]:
+    """Return −Σ_v p(v | t_<i) log p(v | t_<i), in nats, at each scored token of each row; float64."""
+    torch = require("torch", extra="lm", for_="a language model")
+    out = []
+    for ids, mask in rows:
+        with torch.no_grad():
+            logits = loaded(input_ids=torch.tensor([ids.tolist()])).logits[0].numpy()
+        values = []
+        for i in np.flatnonzero(mask):
+            z = logits[i - 1] - logits[i - 1].max()
+            logp = z - np.log(np.exp(z).sum())
+            values.append(-(np.exp(logp) * logp).sum())
+        out.append(np.array(values, dtype=np.float64))
+    return out
+
+
+def reference_head_gradient(loaded: Any, row: Row) -> NDArray[np.float64]:
+    """Return ∂L/∂W, float64 (V, d), of the mean loss L of the scored tokens in the output head's weight, by autograd.
+
+    What the head reads is taken as given, so that an embedding tied to it has no part.
+    """
+    torch = require("torch", extra="lm", for_="a language model")
+    ids, mask = row
+    head = loaded.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].detach(),))
+    try:
+        with torch.enable_grad():
+            logits = loaded(input_ids=torch.tensor([ids.tolist()])).logits[0]
+            at = np.flatnonzero(mask)
+            loss = torch.nn.functional.cross_entropy(logits[at - 1], torch.from_numpy(ids[at].astype(np.int64)))
+            (gradient,) = torch.autograd.grad(loss, head.weight)
+    finally:
+        handle.remove()
+    return gradient.numpy()
+
+
+def reference_step(weight: NDArray[np.float64], gradient: NDArray[np.float64], step: float) -> tuple[float, float]:
+    """Return (‖W‖_F − ‖W'‖_F, ‖W − W'‖_F) of W' = W − step · gradient, taken in full."""
+    after = weight - step * gradient
+    return float(np.linalg.norm(weight) - np.linalg.norm(after)), float(np.linalg.norm(weight - after))

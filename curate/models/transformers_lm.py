@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from curate._imports import require
 from curate.exceptions import ModelError
 from curate.models.base import QUANTITIES, SMALL, CausalLM, DType, Forward, Generation, Quantity, Row, Sampling
+from curate.models.compiled import compile_layers
 from curate.models.head import Head
 from curate.models.identity import locate
 from curate.models.last_mlp import last_mlp
@@ -62,6 +63,7 @@ class TransformersLM(CausalLM):
         parameters, the type that the weights are stored in above.
     device : "cpu", "cuda", "cuda:1", "mps"; "auto" takes a GPU where there is one.
     batch_tokens : tokens of a batch, padding counted; default 1024 on a CPU (what its cache holds), 16384 else.
+    compiled : let torch.compile fuse the element-wise steps of the layers; see ``curate.models.compiled``.
 
     Raises
     ------
@@ -95,6 +97,8 @@ class TransformersLM(CausalLM):
             """Whether logits are computed from hidden states, at the scored positions only."""
             base = self._model.base_model
             self._last_mlp = last_mlp(torch, base, self.vocab_size, self.device) if self.by_hidden_states else None
+        if compiled:
+            compile_layers(torch, self._model.base_model, one_thread=self._one_batch_per_thread)
         if not self.by_hidden_states:
             self.serves = frozenset({"logprobs"})
         elif np.isnan(self._head.scale):
