@@ -15,13 +15,27 @@ SCORERS = {
         {"model": "MODEL", "device": "cpu"},
         {"model": "MODEL", "device": "cpu", "turns": "last", "max_tokens": 64},
     ],
+    "ifd": [{"model": "MODEL", "device": "cpu"}],
+    "donod": [{"model": "MODEL", "device": "cpu", "step": 1.0}],
+    "response-entropy": [{"model": "MODEL", "device": "cpu"}],
+    "hidden-states": [{"model": "MODEL", "device": "cpu"}, {"model": "MODEL", "device": "cpu", "pooling": "last"}],
+    "nuclear-norm": [{"model": "MODEL", "device": "cpu", "max_tokens": 64, "long_rows": "truncate"}],
     "length": [{"model": "MODEL"}, {"model": "MODEL", "template": "plain"}],
     "text-heuristics": [{}],
     "column": [{"column": "quality"}, {"column": "absent", "higher_is_better": False}],
     "hashed-ngrams": [{"dim": 16, "buckets": 4096}, {"dim": 64, "buckets": 512, "text": "both", "characters": 3}],
     "minilm": [{"device": "cpu"}],
 }
-SLOW = ("likelihood", "minilm")  # these see no text of 10,000 characters a dozen times over
+SLOW = (  # these see no text of 10,000 characters a dozen times over
+    "likelihood",
+    "ifd",
+    "donod",
+    "response-entropy",
+    "hidden-states",
+    "nuclear-norm",
+    "grape",
+    "minilm",
+)
 
 
 def test_every_built_in_scorer_is_in_the_table():
