@@ -129,6 +129,11 @@ class Scorer(Parameters, ABC):
     def check(self) -> None:
         """Raise CurateError if scoring cannot work here: asked once, before a run starts.  Loads no model."""
 
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """Name what it goes over once each, for estimates: two passes take twice the time of one."""
+        return ("rows",)
+
     def shared_work(self) -> str | None:
         """Name the work that equal scorers would do twice, such as one forward pass; None where there is none.
 

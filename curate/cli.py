@@ -178,6 +178,8 @@ def plan(
         tokens = "" if s.tokens is None else f"~{count(s.tokens)}"
         time = "-" if s.rows <= s.there else f"~{duration(s.seconds or 0)}"
         print(f"{s.name:<20}{s.use:<18}{s.rows:>12,}{s.there:>12,}{tokens:>10}{time:>10}  {s.basis}")
+    for names in dict.fromkeys(tuple(sorted([s.name, *s.together_with])) for s in made.stages if s.together_with):
+        print(f"one forward pass serves {', '.join(names)}")
     for text in made.steps:
         print(f"select  {text}")
     print(f"\nabout {duration(made.seconds)} in all")

@@ -134,31 +134,20 @@ class Prefixes:
             out = base(input_ids=ids, use_cache=True, **self._places(self._lengths, self._width, 0))
         self._cache = out.past_key_values
 
-    def states(
-        self, suffixes: Sequence[NDArray[np.integer]], of: NDArray[np.int64], at: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Return the last hidden states (n, longest, d) of what follows beginning ``of[i]`` in row i.
+    def states(self, ids: torch.Tensor, of: NDArray[np.int64], at: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the last hidden states (n, width, d) of tokens (n, width), row i after beginning ``of[i]``.
 
-        Rows are padded on the right; with ``at``, states are right at these flat positions only.
+        With ``at``, states are right at these flat positions only.
         """
         import torch
 
-        width = max(s.size for s in suffixes)
-        matrix = np.zeros((len(suffixes), width), dtype=np.int64)
-        for row, values in zip(matrix, suffixes, strict=True):
-            row[:] = values[0]
-            row[: values.size] = values
         which = torch.from_numpy(of)
         cache = copy.copy(self._cache)
         cache.layers = [_repeated(layer, which.to(self._device)) for layer in self._cache.layers]
         hooks = self._last_mlp if at is not None else None
         with contextlib.nullcontext() if hooks is None else hooks.only(at):
-            return self._base(
-                input_ids=torch.from_numpy(matrix).to(self._device),
-                past_key_values=cache,
-                use_cache=True,
-                **self._places(self._lengths[which], self._width, width),
-            )[0]
+            places = self._places(self._lengths[which], self._width, ids.shape[1])
+            return self._base(input_ids=ids, past_key_values=cache, use_cache=True, **places)[0]
 
     def _places(self, lengths: torch.Tensor, before: int, width: int) -> dict[str, torch.Tensor]:
         """Return mask and positions of ``width`` tokens that follow the beginnings, or of the beginnings if there are
@@ -199,18 +188,18 @@ def shares_prefixes(torch: Any, base: Any, vocab_size: int, device: str, last_ml
     layers = getattr(base.config.get_text_config(), "layer_types", None) or []
     if not set(layers) <= {"full_attention", "sliding_attention"}:
         return False  # what else a layer may remember is not cut and repeated along the batch
-    ids = (torch.arange(1, 25) * 7919 % vocab_size).numpy()
+    ids = torch.arange(1, 25) * 7919 % vocab_size
     tolerance = 1e-5 if base.dtype == torch.float32 else 2e-2
-    for ends in ((6, 6), (6, 9)):  # with and without padding
-        rows = [np.r_[ids[:end], own] for end in ends for own in (ids[10:14], ids[20:22])]
-        of = np.repeat(np.arange(len(ends)), 2)
+    own = torch.stack([ids[12:16], ids[18:22], ids[16:20]]).to(device)
+    of = np.array([1, 0, 1])
+    for ends in ((6, 6), (9, 6)):  # without padding and with
         try:
-            prefixes = Prefixes(base, [ids[:end] for end in ends], device, last_mlp)
-            found = prefixes.states([row[ends[g] :] for g, row in zip(of, rows, strict=True)], of)
-            for row, g, its in zip(rows, of, found, strict=True):
-                whole = base(input_ids=torch.from_numpy(row[None]).to(device), use_cache=False)[0][0, ends[g] :]
-                size = tolerance * float(whole.abs().max())
-                if not torch.allclose(its[: len(whole)].float(), whole.float(), rtol=tolerance, atol=size):
+            prefixes = Prefixes(base, [ids[:end].numpy() for end in ends], device, last_mlp)
+            found = prefixes.states(own, of)
+            for part, its, end in zip(own, found, np.array(ends)[of], strict=True):
+                row = torch.cat([ids[:end].to(device), part])
+                whole = base(input_ids=row[None], use_cache=False)[0][0, end:].float()
+                if not torch.allclose(its.float(), whole, rtol=tolerance, atol=tolerance * float(whole.abs().max())):
                     return False
         except Exception:  # whatever an unknown model does with a cache
             return False

@@ -10,6 +10,7 @@ Where the time and the memory go, and what is done about it:
   the right, where a causal model cannot see it: no attention mask is needed, and attention takes its fast causal path.
 * What follows the last scored token is not read, and logits are computed only at positions that predict a scored token,
   a few hundred at a time: T×V numbers never exist at once.  So is the last layer's MLP (``curate.models.last_mlp``).
+* What several rows begin with is computed once (``curate.models.prefix``), within one call of ``forward``.
 * On a CPU each thread takes batches of its own.  Threads that share every matrix product wait for each other some
   hundred times a batch, and where other processes want the cores too, that costs several times the work itself.
 * On out-of-memory the batch is halved, and the budget with it, once and for all.
@@ -22,8 +23,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +38,7 @@ from curate.models.compiled import compile_layers
 from curate.models.head import Head
 from curate.models.identity import locate
 from curate.models.last_mlp import last_mlp
+from curate.models.prefix import EXPANSION, Group, Prefixes, batches, groups, shares_prefixes
 from curate.models.rows import check_row
 
 if TYPE_CHECKING:
@@ -63,7 +66,9 @@ class TransformersLM(CausalLM):
         parameters, the type that the weights are stored in above.
     device : "cpu", "cuda", "cuda:1", "mps"; "auto" takes a GPU where there is one.
     batch_tokens : tokens of a batch, padding counted; default 1024 on a CPU (what its cache holds), 16384 else.
-    compiled : let torch.compile fuse the element-wise steps of the layers; see ``curate.models.compiled``.
+    compiled : let torch.compile fuse the element-wise steps of the layers; see ``curate.models.compiled``.  Rows then
+        share no beginnings.
+    share : compute what several rows begin with once, where the model can.
 
     Raises
     ------
@@ -79,6 +84,7 @@ class TransformersLM(CausalLM):
         device: str = "auto",
         batch_tokens: int | None = None,
         compiled: bool = False,
+        share: bool = True,
     ) -> None:
         torch = require("torch", extra="lm", for_=f"the model {model!r}")
         self.device = _device(torch, device)
@@ -97,6 +103,11 @@ class TransformersLM(CausalLM):
             """Whether logits are computed from hidden states, at the scored positions only."""
             base = self._model.base_model
             self._last_mlp = last_mlp(torch, base, self.vocab_size, self.device) if self.by_hidden_states else None
+            able = self.by_hidden_states and share and not compiled and not _changes_when_run(config)
+            self.shares = able and shares_prefixes(torch, base, self.vocab_size, self.device, self._last_mlp)
+            """Whether what several rows begin with is computed once."""
+            if able and not self.shares:
+                log.debug("%s: %s keeps no cache that rows could share.", model, type(self._model).__name__)
         if compiled:
             compile_layers(torch, self._model.base_model, one_thread=self._one_batch_per_thread)
         if not self.by_hidden_states:
@@ -148,27 +159,28 @@ class TransformersLM(CausalLM):
         )
         order = np.argsort(-lengths, kind="stable")  # longest first: if memory runs out, it does so at once
         order = order[lengths[order] > 0]
-        batches = []
+        ids = [row[0] for row in rows]
+        tasks: list[Callable[[], None]] = []
+        if self.shares and not whole:
+            found = groups(ids, [at[0] - 1 if at.size else 0 for at in scored], lengths)
+            for batch in batches(found, self.batch_tokens):
+                tasks.append(partial(self._score_shared, batch, ids, scored, lengths, wants, out))
+            order = order[~np.isin(order, [j for group in found for j in group.rows])]
         while order.size:
             size = max(1, self.batch_tokens // int(lengths[order[0]]))
-            batches.append(order[:size])
+            tasks.append(partial(self._score_rows, order[:size], ids, scored, lengths, wants, out))
             order = order[size:]
 
-        def score(batch: NDArray[np.int64]) -> None:
-            found = self._score([rows[j][0] for j in batch], [scored[j] for j in batch], lengths[batch], wants)
-            for j, row in zip(batch, found, strict=True):
-                out[j] = row
-
         threads = torch.get_num_threads()
-        if self._one_batch_per_thread and 1 < threads <= len(batches):
+        if self._one_batch_per_thread and 1 < threads <= len(tasks):
             try:
                 with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                    list(pool.map(score, batches))
+                    list(pool.map(lambda task: task(), tasks))
             finally:
                 torch.set_num_threads(threads)  # what the workers set is the default of every thread to come
         else:
-            for batch in batches:
-                score(batch)
+            for task in tasks:
+                task()
         return out
 
     def generate(self, prompts: Sequence[NDArray[np.integer]], sampling: Sampling) -> list[list[Generation] | None]:
@@ -182,6 +194,48 @@ class TransformersLM(CausalLM):
                 f"{', '.join(sorted(lacking))} were asked, but {type(self._model).__name__} {why}; it gives "
                 f"{', '.join(sorted(self.serves))}."
             )
+
+    def _score_rows(
+        self,
+        batch: Sequence[int] | NDArray[np.int64],
+        ids: Sequence[NDArray[np.integer]],
+        scored: Sequence[NDArray[np.int64]],
+        lengths: NDArray[np.int64],
+        wants: frozenset[Quantity],
+        out: list[Forward | None],
+    ) -> None:
+        """Write the answers of some rows, longest first, into their places."""
+        found = self._score([ids[j] for j in batch], [scored[j] for j in batch], lengths[batch], wants)
+        for j, row in zip(batch, found, strict=True):
+            out[j] = row
+
+    def _score_shared(
+        self,
+        batch: Sequence[Group],
+        ids: Sequence[NDArray[np.integer]],
+        scored: Sequence[NDArray[np.int64]],
+        lengths: NDArray[np.int64],
+        wants: frozenset[Quantity],
+        out: list[Forward | None],
+    ) -> None:
+        """Write the answers of the rows of some groups into their places; without sharing if memory does not allow."""
+        import torch
+
+        if len(batch) > 1 and len(batch) * batch[0].length > self.batch_tokens:  # which was halved in the meantime
+            for part in batches(batch, self.batch_tokens):
+                self._score_shared(part, ids, scored, lengths, wants, out)
+            return
+        try:
+            with torch.inference_mode():
+                return self._by_shared_states(batch, ids, scored, lengths, wants, out)
+        except Exception as error:
+            if not _is_out_of_memory(torch, error):
+                raise
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        rows = np.array([j for group in batch for j in group.rows])
+        log.warning("out of memory at %d rows that share their beginnings; each is computed whole.", rows.size)
+        self._score_rows(rows[np.argsort(-lengths[rows], kind="stable")], ids, scored, lengths, wants, out)
 
     def _score(
         self,
@@ -230,22 +284,58 @@ class TransformersLM(CausalLM):
             row[: min(width, values.size)] = values[:width]
         return torch.from_numpy(matrix).to(self.device)
 
+    def _by_shared_states(
+        self,
+        batch: Sequence[Group],
+        ids: Sequence[NDArray[np.integer]],
+        scored: Sequence[NDArray[np.int64]],
+        lengths: NDArray[np.int64],
+        wants: frozenset[Quantity],
+        out: list[Forward | None],
+    ) -> None:
+        beginnings = [ids[group.rows[0]][: group.length] for group in batch]
+        prefixes = Prefixes(self._model.base_model, beginnings, self.device, self._last_mlp)
+        rows = np.array([j for group in batch for j in group.rows])
+        of = np.repeat(np.arange(len(batch)), [len(group.rows) for group in batch])
+        start = np.array([group.length for group in batch])[of]
+        order = np.argsort(start - lengths[rows], kind="stable")
+        while order.size:
+            own = int(lengths[rows[order[0]]] - start[order[0]])
+            all_tokens = own + batch[0].length
+            size = max(1, min(self.batch_tokens // own, EXPANSION * self.batch_tokens // all_tokens))
+            chunk, order = order[:size], order[size:]
+            found = self._by_hidden_states(
+                [ids[rows[i]][start[i] :] for i in chunk],
+                [scored[rows[i]] - start[i] for i in chunk],
+                lengths[rows[chunk]] - start[chunk],
+                wants,
+                partial(prefixes.states, of=of[chunk]),
+            )
+            for i, row in zip(chunk, found, strict=True):
+                out[rows[i]] = row
+
     def _by_hidden_states(
         self,
         ids: Sequence[NDArray[np.integer]],
         scored: Sequence[NDArray[np.int64]],
         lengths: NDArray[np.int64],
         wants: frozenset[Quantity],
+        states_of: Callable[..., torch.Tensor] | None = None,
     ) -> list[Forward | None]:
+        """Return the quantities of one batch, longest first, in one pass.
+
+        ``states_of``: what gives the states of the ids (n, width), right at the flat positions ``at``; by default the
+        model alone.
+        """
         import torch
 
         width = int(lengths[0])
         counts = [at.size for at in scored]
         row = np.repeat(np.arange(len(ids)), counts)
         flat = torch.from_numpy(row * width + np.concatenate(scored) - 1).to(self.device)
-        only = None if wants & _ALL_TOKENS else self._last_mlp
-        with contextlib.nullcontext() if only is None else only.only(flat):
-            states = self._model.base_model(input_ids=self._batch(ids, width), use_cache=False)[0]
+        states = (states_of or self._states)(
+            self._batch(ids, width), at=None if wants & _ALL_TOKENS or self._last_mlp is None else flat
+        )
         hidden = states.reshape(-1, states.shape[-1]).index_select(0, flat)  # (scored tokens, width of the model)
         targets = np.concatenate([v[at] for v, at in zip(ids, scored, strict=True)]).astype(np.int64)
         if wants & _OF_LOGITS:
@@ -261,6 +351,11 @@ class TransformersLM(CausalLM):
                 if "logit-norm-all" in wants:
                     out.logit_norm_all = self._head.nuclear_norm(part[:n])
         return list(found)
+
+    def _states(self, ids: torch.Tensor, at: torch.Tensor | None) -> torch.Tensor:
+        """Return the last hidden states (n, width, d), with ``at`` right at these flat positions only."""
+        with contextlib.nullcontext() if at is None or self._last_mlp is None else self._last_mlp.only(at):
+            return self._model.base_model(input_ids=ids, use_cache=False)[0]
 
     def _by_forward(
         self, ids: Sequence[NDArray[np.integer]], scored: Sequence[NDArray[np.int64]]

@@ -6,7 +6,7 @@ order, from this run's own finished shards, from earlier runs on this machine, o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +14,7 @@ from curate.exceptions import RunDirectoryError
 from curate.pipelines.executor import usable_cores
 from curate.pipelines.index import Index, build_index
 from curate.pipelines.rates import known_rates, rate_key
+from curate.pipelines.worker import sharing
 
 if TYPE_CHECKING:
     from curate.base import Scorer
@@ -40,6 +41,8 @@ class PlannedStage:
     seconds: float | None
     """Estimated wall time of what is missing."""
     basis: Literal["nothing to do", "measured in this run", "measured on this machine", "rough"]
+    together_with: list[str] = field(default_factory=list)
+    """The stages that it shares a forward pass with; each counts its part of the time and of the tokens."""
 
 
 @dataclass(frozen=True)
@@ -92,14 +95,17 @@ def plan(run: Run) -> Plan:
     ]
     pool = index.n if index else expected
     chars = sum(p.chars for p in index.parts) if index else _chars(groups)
+    groups_of = {stage.name: group for group in sharing(stages.values()) for stage in group}
     for name, stage in stages.items():
+        together = [other.scorer for other in groups_of[name]]
+        share = len({view for scorer in together for view in scorer.passes}) / len(together)
         if index is not None and stage.fitted:
             stage = run.name_fitted(stage, index)
         marks = run.score_done(stage, index) if index else {}
         done = sum(m["rows"] for m in marks.values())
         left = pool - done
         own = sum(m["seconds"] for m in marks.values())
-        tokens = int(chars / CHARS_PER_TOKEN) if stage.scorer.resource == "model" else None
+        tokens = int(share * chars / CHARS_PER_TOKEN) if stage.scorer.resource == "model" else None
         known = rates.get(rate_key(stage.scorer))
         if left <= 0:
             seconds = 0.0
@@ -108,12 +114,10 @@ def plan(run: Run) -> Plan:
         elif known:
             seconds = left / known / workers
         else:
-            seconds = _rough(stage.scorer, left, chars * left / max(1, pool)) / workers
-        rows.append(
-            PlannedStage(
-                name, stage.scorer.name, pool, done, tokens, seconds, _basis(left, bool(own and done), bool(known))
-            )
-        )
+            seconds = share * _rough(stage.scorer, left, chars * left / max(1, pool)) / workers
+        basis = _basis(left, bool(own and done), bool(known))
+        others = [other.name for other in groups_of[name] if other is not stages[name]]
+        rows.append(PlannedStage(name, stage.scorer.name, pool, done, tokens, seconds, basis, others))
     steps = [
         f"{s.name}: {s.selector.name}"
         + "".join(

@@ -147,6 +147,10 @@ class ForwardScorer(Scorer):
         """Ask the backend whether it is there and can give what is needed."""
         models.check(self.model, self.backend, caller=self.name)
 
+    @property
+    def passes(self) -> tuple[str, ...]:
+        return tuple(self.needs)
+
     def shared_work(self) -> str:
         """Name the pass: model, backend, template, turns, limits."""
         settings = {
