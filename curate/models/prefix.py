@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -46,12 +47,12 @@ class Group:
     rows: tuple[int, ...]
 
 
-def groups(ids: Sequence[NDArray[np.integer]], first: Sequence[int], lengths: Sequence[int]) -> list[Group]:
+def groups(ids: Sequence[NDArray[np.integer]], first: Sequence[int], lengths: NDArray[np.int64]) -> list[Group]:
     """Return the groups that save most; a row belongs to one or none.
 
-    A group of rows of T_1 … T_m tokens that share C saves (m − 1) C tokens and pays ``SURCHARGE`` · Σ T.  Sorted by their
-    tokens, rows with a common beginning stand together, so the best division of the sorted rows into groups and single
-    rows is a shortest path.
+    A group of rows of T_1 … T_m tokens that share C saves (m − 1) C tokens and pays ``SURCHARGE`` · Σ T.  Sorted by
+    their tokens, rows with a common beginning stand together, so the best division of the sorted rows into groups and
+    single rows is a shortest path.
 
     Parameters
     ----------
@@ -62,7 +63,7 @@ def groups(ids: Sequence[NDArray[np.integer]], first: Sequence[int], lengths: Se
     shareable = np.flatnonzero(np.asarray(first) >= SHORTEST).tolist()
     keys = {j: ids[j][: first[j]].astype(np.int32) for j in shareable}
     order = sorted(shareable, key=lambda j: keys[j].tobytes())
-    common = [0, *(_common(keys[a], keys[b]) for a, b in zip(order, order[1:], strict=False))]
+    common = [0, *(_common(keys[a], keys[b]) for a, b in itertools.pairwise(order))]
     # best[j]: the most tokens that the first j sorted rows can save; cut[j]: where the last group of that starts.
     best, cut = [0.0], [0]
     for j in range(1, len(order) + 1):
@@ -144,8 +145,7 @@ class Prefixes:
         which = torch.from_numpy(of)
         cache = copy.copy(self._cache)
         cache.layers = [_repeated(layer, which.to(self._device)) for layer in self._cache.layers]
-        hooks = self._last_mlp if at is not None else None
-        with contextlib.nullcontext() if hooks is None else hooks.only(at):
+        with contextlib.nullcontext() if at is None or self._last_mlp is None else self._last_mlp.only(at):
             places = self._places(self._lengths[which], self._width, ids.shape[1])
             return self._base(input_ids=ids, past_key_values=cache, use_cache=True, **places)[0]
 

@@ -25,6 +25,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -159,16 +160,16 @@ class TransformersLM(CausalLM):
         )
         order = np.argsort(-lengths, kind="stable")  # longest first: if memory runs out, it does so at once
         order = order[lengths[order] > 0]
-        ids = [row[0] for row in rows]
+        call = _Call([row[0] for row in rows], scored, lengths, wants, out)
         tasks: list[Callable[[], None]] = []
         if self.shares and not whole:
-            found = groups(ids, [at[0] - 1 if at.size else 0 for at in scored], lengths)
+            found = groups(call.ids, [at[0] - 1 if at.size else 0 for at in scored], lengths)
             for batch in batches(found, self.batch_tokens):
-                tasks.append(partial(self._score_shared, batch, ids, scored, lengths, wants, out))
+                tasks.append(partial(self._score_shared, batch, call))
             order = order[~np.isin(order, [j for group in found for j in group.rows])]
         while order.size:
             size = max(1, self.batch_tokens // int(lengths[order[0]]))
-            tasks.append(partial(self._score_rows, order[:size], ids, scored, lengths, wants, out))
+            tasks.append(partial(self._score_rows, order[:size], call))
             order = order[size:]
 
         threads = torch.get_num_threads()
@@ -195,39 +196,24 @@ class TransformersLM(CausalLM):
                 f"{', '.join(sorted(self.serves))}."
             )
 
-    def _score_rows(
-        self,
-        batch: Sequence[int] | NDArray[np.int64],
-        ids: Sequence[NDArray[np.integer]],
-        scored: Sequence[NDArray[np.int64]],
-        lengths: NDArray[np.int64],
-        wants: frozenset[Quantity],
-        out: list[Forward | None],
-    ) -> None:
+    def _score_rows(self, batch: NDArray[np.int64], call: _Call) -> None:
         """Write the answers of some rows, longest first, into their places."""
-        found = self._score([ids[j] for j in batch], [scored[j] for j in batch], lengths[batch], wants)
+        ids, scored = [call.ids[j] for j in batch], [call.scored[j] for j in batch]
+        found = self._score(ids, scored, call.lengths[batch], call.wants)
         for j, row in zip(batch, found, strict=True):
-            out[j] = row
+            call.out[j] = row
 
-    def _score_shared(
-        self,
-        batch: Sequence[Group],
-        ids: Sequence[NDArray[np.integer]],
-        scored: Sequence[NDArray[np.int64]],
-        lengths: NDArray[np.int64],
-        wants: frozenset[Quantity],
-        out: list[Forward | None],
-    ) -> None:
+    def _score_shared(self, batch: Sequence[Group], call: _Call) -> None:
         """Write the answers of the rows of some groups into their places; without sharing if memory does not allow."""
         import torch
 
         if len(batch) > 1 and len(batch) * batch[0].length > self.batch_tokens:  # which was halved in the meantime
             for part in batches(batch, self.batch_tokens):
-                self._score_shared(part, ids, scored, lengths, wants, out)
+                self._score_shared(part, call)
             return
         try:
             with torch.inference_mode():
-                return self._by_shared_states(batch, ids, scored, lengths, wants, out)
+                return self._by_shared_states(batch, call)
         except Exception as error:
             if not _is_out_of_memory(torch, error):
                 raise
@@ -235,7 +221,7 @@ class TransformersLM(CausalLM):
             torch.cuda.empty_cache()
         rows = np.array([j for group in batch for j in group.rows])
         log.warning("out of memory at %d rows that share their beginnings; each is computed whole.", rows.size)
-        self._score_rows(rows[np.argsort(-lengths[rows], kind="stable")], ids, scored, lengths, wants, out)
+        self._score_rows(rows[np.argsort(-call.lengths[rows], kind="stable")], call)
 
     def _score(
         self,
@@ -284,35 +270,27 @@ class TransformersLM(CausalLM):
             row[: min(width, values.size)] = values[:width]
         return torch.from_numpy(matrix).to(self.device)
 
-    def _by_shared_states(
-        self,
-        batch: Sequence[Group],
-        ids: Sequence[NDArray[np.integer]],
-        scored: Sequence[NDArray[np.int64]],
-        lengths: NDArray[np.int64],
-        wants: frozenset[Quantity],
-        out: list[Forward | None],
-    ) -> None:
-        beginnings = [ids[group.rows[0]][: group.length] for group in batch]
+    def _by_shared_states(self, batch: Sequence[Group], call: _Call) -> None:
+        beginnings = [call.ids[group.rows[0]][: group.length] for group in batch]
         prefixes = Prefixes(self._model.base_model, beginnings, self.device, self._last_mlp)
         rows = np.array([j for group in batch for j in group.rows])
         of = np.repeat(np.arange(len(batch)), [len(group.rows) for group in batch])
         start = np.array([group.length for group in batch])[of]
-        order = np.argsort(start - lengths[rows], kind="stable")
+        own = call.lengths[rows] - start
+        order = np.argsort(-own, kind="stable")
         while order.size:
-            own = int(lengths[rows[order[0]]] - start[order[0]])
-            all_tokens = own + batch[0].length
-            size = max(1, min(self.batch_tokens // own, EXPANSION * self.batch_tokens // all_tokens))
-            chunk, order = order[:size], order[size:]
+            width = int(own[order[0]])
+            size = min(self.batch_tokens // width, EXPANSION * self.batch_tokens // (batch[0].length + width))
+            chunk, order = np.split(order, [max(1, size)])
             found = self._by_hidden_states(
-                [ids[rows[i]][start[i] :] for i in chunk],
-                [scored[rows[i]] - start[i] for i in chunk],
-                lengths[rows[chunk]] - start[chunk],
-                wants,
+                [call.ids[rows[i]][start[i] :] for i in chunk],
+                [call.scored[rows[i]] - start[i] for i in chunk],
+                own[chunk],
+                call.wants,
                 partial(prefixes.states, of=of[chunk]),
             )
             for i, row in zip(chunk, found, strict=True):
-                out[rows[i]] = row
+                call.out[rows[i]] = row
 
     def _by_hidden_states(
         self,
@@ -408,6 +386,17 @@ class TransformersLM(CausalLM):
             torch.allclose(seen[0][0].float(), hidden.float(), rtol=tolerance, atol=tolerance)
             and torch.allclose(self._head.finish(probe.float()), logits.float(), rtol=tolerance, atol=tolerance)
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What one call of ``forward`` is about: token ids of each row, scored positions, tokens to compute, answers."""
+
+    ids: list[NDArray[np.integer]]
+    scored: list[NDArray[np.int64]]
+    lengths: NDArray[np.int64]
+    wants: frozenset[Quantity]
+    out: list[Forward | None]
 
 
 def _nothing(wants: frozenset[Quantity]) -> Forward:
