@@ -35,6 +35,8 @@ SURCHARGE = 1 / 8
 """What a token costs more in a group: attention with a mask, copies of keys and values, smaller batches."""
 LARGEST = 64
 """Rows of a group; of more with one beginning, it is computed anew for every 64."""
+PADDING = 1 / 8
+"""By how much beginnings that are computed together may differ in length."""
 EXPANSION = 8
 """Tokens whose keys and values a layer may see in one pass, own and shared, in batch budgets."""
 
@@ -89,10 +91,14 @@ def groups(ids: Sequence[NDArray[np.integer]], first: Sequence[int], lengths: ND
 
 
 def batches(found: Sequence[Group], budget: int) -> list[list[Group]]:
-    """Return the groups in batches whose beginnings, padded to the longest, are ``budget`` tokens at most."""
+    """Return the groups in batches whose beginnings, padded to the longest, are ``budget`` tokens at most.
+
+    They are of nearly one length (``PADDING``); each batch starts with its longest.
+    """
     out: list[list[Group]] = []
     for group in sorted(found, key=lambda group: -group.length):
-        if not out or (len(out[-1]) + 1) * out[-1][0].length > budget:
+        longest = out[-1][0].length if out else 0
+        if group.length < (1 - PADDING) * longest or not out or (len(out[-1]) + 1) * longest > budget:
             out.append([])
         out[-1].append(group)
     return out

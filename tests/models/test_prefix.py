@@ -150,9 +150,9 @@ def test_no_division_into_groups_saves_more(data: Any) -> None:
 
 
 def test_batches_hold_the_budget() -> None:
-    found = [Group(n, (0, 1)) for n in (10, 300, 40, 1200, 290)]
+    found = [Group(n, (0, 1)) for n in (10, 300, 39, 1200, 290, 40, 290)]
     cut = batches(found, 700)
-    assert [[g.length for g in batch] for batch in cut] == [[1200], [300, 290], [40, 10]]
+    assert [[g.length for g in batch] for batch in cut] == [[1200], [300, 290], [290], [40, 39], [10]]
 
 
 # --- the same numbers ------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def test_every_quantity_is_that_of_rows_computed_alone(
     rows, _ = shuffled(candidates([40, 60, 33, 60, 90], 6) + rows_of(12))
     expected = plain.forward(rows, OF_TOKENS)
     found = lm.forward(rows, OF_TOKENS)
-    assert sum(seen) < 0.6 * sum(ids.size for ids, _ in rows)  # it did share
+    assert sum(seen) < 0.7 * sum(ids.size for ids, _ in rows)  # it did share
     assert differences(found, expected) < 1e-5
     logprobs = reference_logprobs(load_reference(lm._model.config._name_or_path), rows)
     assert worst([f.logprobs for f in found if f is not None], logprobs) < 1e-4
@@ -231,7 +231,7 @@ def test_architectures(name: str, tmp_path: Path) -> None:
     folder = str(save_tiny_model(tmp_path / "model", ARCHITECTURES[name]()))
     rows, _ = shuffled(candidates([20, 40, 45, 70], 5))
     lm = TransformersLM(folder, device="cpu", batch_tokens=400)
-    assert lm.shares == (name != "bloom, alibi")  # its forward pass takes no positions
+    assert lm.shares
     assert worst(lm.token_logprobs(rows), reference_logprobs(load_reference(folder), rows)) < 1e-4
 
 
@@ -303,7 +303,7 @@ def test_options_of_several_tokens_are_exact_and_share_their_prompt(lm: Transfor
     options = [[rng.integers(0, 512, size=n) for n in (1, 3, 2, 1, 5)], [rng.integers(0, 512, size=2)], [], [[7], [8]]]
     options = [[np.asarray(o) for o in its] for its in options]
     found = lm.option_logprobs(prompts, options)
-    assert sum(seen) < 29 + 5 * 5 + 71 + 10
+    assert seen[:2] == [29, 25]  # the prompt of 30 once, but for its last token; and five options of five at most
     loaded = load_reference(lm._model.config._name_or_path)
     for prompt, its, values in zip(prompts, options, found, strict=True):
         assert values is not None and values.dtype == np.float64 and values.shape == (len(its),)

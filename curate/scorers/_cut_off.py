@@ -1,0 +1,118 @@
+"""Whether a response breaks off, told from its text alone.
+
+Wrong alarms cost good candidates, so a text is only called cut off on evidence of its own: a code block or a JSON value
+that is left open, or a last sentence without an end in a text whose other sentences have theirs.  Headlines, poems,
+lists without full stops, one-word answers, formulas, and scripts without a full stop all end as they go on, and pass.
+
+Rules, in this order; the first that applies decides:
+
+1. **Code block.**  The lines that begin with ``` (or ~~~) do not pair up: a fence closes the last one of its kind that
+   is at most as long.  One that is left open: cut off.  A text whose last line closes a fence is whole.
+2. **JSON.**  The text begins with ``{`` or ``[{``, and a JSON parser runs out of text: cut off.
+3. **Last line**, of the lines with visible characters.  Take its last visible character.  A sentence's end, a closing
+   bracket, a quotation mark, a digit, a symbol, anything but those of 4: whole.
+4. It is a letter (or an accent on one), a comma, or an opening bracket:
+
+   * a heading, a table's row, a line set in by four spaces or a tab (code), a line that ends in an address (``/``,
+     ``@``, ``www.``) or a hashtag, a line after a short one that ends with a comma (a signature), fewer than ``WORDS``
+     words: whole;
+   * ``SENTENCES`` sentences or more end within the line, and at least ``WORDS`` words follow the last end: cut off;
+   * of the earlier lines of its kind (items of a list, or other lines outside code), ``LINES`` or more and nine in ten
+     end with a sentence's end; lines that end with a colon and lines of fewer than ``WORDS`` words do not count: cut
+     off.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+
+WORDS, SENTENCES, LINES = 4, 2, 3
+
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")
+_ITEM = re.compile(r"\s*(?:[-*+•·–]|\(?\d{1,3}[.):]|\(?[A-Za-z][.)])\s")
+_STOP = re.compile(r"[.!?…]+[\"'”’»)\]*_]*(?=\s)|[。！？｡]+[”’」』）]*|[؟۔।॥។։]+")
+_CLOSERS = "\"'”’»)]*_`」』）"
+_ADDRESS = re.compile(r"(?:\S*(?:/|@|www\.)|#)\S*\Z")
+_WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+
+
+def cut_off(text: str) -> str | None:
+    """Return how a text shows that it breaks off; None where it does not, or has nothing visible."""
+    outside, last_in_code, open_fence = _without_code(text)
+    if open_fence:
+        return "a code block is left open"
+    if last_in_code:
+        return None
+    if text.lstrip().startswith(("{", "[{")) and _json_runs_out(text):
+        return "a JSON value is left open"
+    lines = [stripped for line in outside if (stripped := line.rstrip(" \t\r\u00a0\ufe0f"))]
+    if not lines or not _goes_on(lines[-1]) or _signs(lines):
+        return None
+    return "the last sentence has no end, unlike those before it" if _others_end(lines) else None
+
+
+def _without_code(text: str) -> tuple[list[str], bool, bool]:
+    """Return the lines outside of code blocks, whether the last visible line closes one, and whether one is open."""
+    outside: list[str] = []
+    fence, closed = "", False
+    for line in text.split("\n"):
+        found = _FENCE.match(line)
+        if fence:
+            if found and found[1].startswith(fence) and not found[2].strip():
+                fence, closed = "", True
+        elif found and "`" not in found[2]:
+            fence = found[1]
+        elif line.strip():
+            outside.append(line)
+            closed = False
+    return outside, closed, bool(fence)
+
+
+def _json_runs_out(text: str) -> bool:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return error.msg.startswith("Unterminated string") or error.pos >= len(text.rstrip())
+    except (ValueError, RecursionError):  # a number too long to convert; nested beyond reason
+        return False
+    return False
+
+
+def _goes_on(line: str) -> bool:
+    """Whether the last character of a line is one that no sentence, list or formula stops at on purpose."""
+    last = line[-1]
+    category = unicodedata.category(last)
+    if not (category[0] in "LM" or category == "Ps" or last in ",،，、"):
+        return False
+    aside = line.lstrip().startswith(("#", "|")) or (line.startswith(("    ", "\t")) and not _ITEM.match(line))
+    return not (aside or _ADDRESS.search(line) or _words(line) < WORDS)
+
+
+def _signs(lines: list[str]) -> bool:
+    """Whether the last line is a name under a closing formula."""
+    return any(line.endswith((",", "，")) and _words(line) <= WORDS for line in lines[-2:-1])
+
+
+def _others_end(lines: list[str]) -> bool:
+    *before, last = lines
+    ends = [found.end() for found in _STOP.finditer(last)]
+    item = bool(_ITEM.match(last))
+    if ends and item and _ITEM.match(last[: ends[0]] + " "):  # the point of "1. " ends no sentence
+        ends = ends[1:] if _words(last[: ends[0]]) < 2 else ends
+    if len(ends) >= SENTENCES and _words(last[ends[-1] :]) >= WORDS:
+        return True
+    alike = [
+        line.rstrip(_CLOSERS)
+        for line in before
+        if bool(_ITEM.match(line)) == item and line[-1] not in ":：" and _words(line) >= WORDS
+    ]
+    stops = sum(bool(_STOP.search(f"{line[-1:]} ")) for line in alike)
+    return stops >= LINES and stops >= 0.9 * len(alike)
+
+
+def _words(text: str) -> int:
+    """Count words; two letters of a script that writes none apart count as one."""
+    wide = len(_WIDE.findall(text))
+    return len(_WIDE.sub(" ", text).split()) + (wide + 1) // 2
