@@ -433,6 +433,8 @@ class Inputs:
     group_names: list[str]
     cost: NDArray[np.float64] | None
     """(n,) tokens of each row if the budget is in tokens, else None: what the budget is shared out by."""
+    limits: NDArray[np.int64] | None = None
+    """(n,) how many rows of its own group each row's group may keep."""
 
 
 class Selector(Parameters, ABC):
@@ -452,6 +454,11 @@ class Selector(Parameters, ABC):
     """What ``x`` is: "scores" (n,), "features" (n, d) or "nothing" (only its length counts)."""
     needs_groups: ClassVar[bool] = False
 
+    @property
+    def limits_from(self) -> str | None:
+        """The source whose rows of each group say how many the group may keep: a run counts them, for ``limits``."""
+        return None
+
     @abstractmethod
     def _rank(self, inputs: Inputs, k: int) -> Ranking:
         """Return at least the first ``k`` rows in order of choice (all rows that may be chosen, if ``nested``)."""
@@ -464,6 +471,7 @@ class Selector(Parameters, ABC):
         *,
         quality: NDArray[np.float64] | None = None,
         groups: NDArray[Any] | None = None,
+        limits: NDArray[Any] | None = None,
         cost: NDArray[Any] | None = None,
         quota: Quota | None = None,
         quota_groups: NDArray[Any] | None = None,
@@ -476,6 +484,7 @@ class Selector(Parameters, ABC):
         k : rows, "10%", "50M tokens" or a ``Budget``; None keeps every row that the selector would keep.
         quality : float array (n,), higher is better, for selectors that weigh rows.
         groups : array (n,) of labels that the selector itself works by (prompts).
+        limits : array (n,) of whole numbers, how many rows of its group a row's group may keep, for selectors that ask.
         cost : array (n,), tokens of each row, for a budget in tokens.
         quota, quota_groups : shares and the labels (n,) they are over (a source, a task), as an array or an Arrow
             dictionary array; see ``curate.Quota``.
@@ -491,6 +500,8 @@ class Selector(Parameters, ABC):
         labels, names = _labels(groups, n, "groups", caller=caller)
         if self.needs_groups and labels is None:
             raise InputError(f"{caller}: needs groups=, one label a row.")
+        if limits is not None:
+            limits = _check_numbers(limits, "limits", n, ndim=1, caller=caller).astype(np.int64)
         if quality is not None:
             quality = _check_numbers(quality, "quality", n, ndim=1, caller=caller)
         costs = None if cost is None else _check_cost(cost, n, caller=caller)
@@ -507,7 +518,9 @@ class Selector(Parameters, ABC):
             shares = quota.weights(quota_names, np.bincount(of, costs, len(quota_names)).astype(np.float64))
 
         limit = None if budget is None or quota is not None else budget.limit(n)
-        inputs = Inputs(n=n, x=numbers, quality=quality, groups=labels, group_names=names, cost=costs)
+        inputs = Inputs(
+            n=n, x=numbers, quality=quality, groups=labels, group_names=names, cost=costs, limits=limits
+        )
         ranking = self._rank(inputs, n if limit is None else limit)
 
         order = np.ascontiguousarray(ranking.order, dtype=np.int64)

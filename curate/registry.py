@@ -22,6 +22,7 @@ Kind = Literal["scorers", "selectors", "correctors", "connectors", "exporters"]
 BUILT_IN: dict[str, dict[str, str]] = {
     "scorers": {
         "likelihood": "curate.scorers.likelihood:TargetLikelihood",
+        "grape": "curate.scorers.grape:GRAPE",
         "ifd": "curate.scorers.ifd:IFD",
         "donod": "curate.scorers.donod:DONOD",
         "response-entropy": "curate.scorers.entropy:ResponseEntropy",

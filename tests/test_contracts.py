@@ -15,6 +15,7 @@ SCORERS = {
         {"model": "MODEL", "device": "cpu"},
         {"model": "MODEL", "device": "cpu", "turns": "last", "max_tokens": 64},
     ],
+    "grape": [{"model": "MODEL", "device": "cpu"}],
     "ifd": [{"model": "MODEL", "device": "cpu"}],
     "donod": [{"model": "MODEL", "device": "cpu", "step": 1.0}],
     "response-entropy": [{"model": "MODEL", "device": "cpu"}],

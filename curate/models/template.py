@@ -25,7 +25,9 @@ Where the assistant's text lies comes from the template and never from a search 
   that does not hold is null with that reason, rather than labelled wrongly.
 
 A token is scored if it holds any character of such a span.  A template's own special tokens are the only ones: chat
-text is encoded without adding any (no second BOS), plain text gets a BOS if the tokenizer would add one.
+text is encoded without adding any (no second BOS), plain text gets a BOS if the tokenizer would add one, and a row whose
+text spells one ("<|im_end|>" in a question about templates) is null with that reason, unless ``special_text`` says
+"read": the tokenizer reads another conversation than the one that was written.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ from curate.models.jinja import JinjaTemplate, TemplateRefusal
 
 Kind = Literal["auto", "chat", "plain"]
 Turns = Literal["all", "last"]
+SpecialText = Literal["drop", "read"]
 Span = tuple[int, int]
 Messages = Sequence[Mapping[str, Any]]
 
@@ -80,7 +83,9 @@ class EncodedRow:
         return None if mask[:1].any() else EncodedRow(ids, mask)
 
 
-def encoder(model: str, *, template: Kind = "auto", turns: Turns = "all") -> Encoder:
+def encoder(
+    model: str, *, template: Kind = "auto", turns: Turns = "all", special_text: SpecialText = "drop"
+) -> Encoder:
     """Return the encoder of a model's tokenizer.  Reads the tokenizer only, never the weights.
 
     Raises
@@ -88,7 +93,7 @@ def encoder(model: str, *, template: Kind = "auto", turns: Turns = "all") -> Enc
     ModelError
         If the model cannot be found, has no fast tokenizer, or lacks the chat template that was asked for.
     """
-    return Encoder(load_tokenizer(model), template=template, turns=turns)
+    return Encoder(load_tokenizer(model), template=template, turns=turns, special_text=special_text)
 
 
 def load_tokenizer(model: str) -> Any:
@@ -120,9 +125,18 @@ class Encoder:
     tokenizer : a fast Hugging Face tokenizer.
     template : "chat", "plain", or "auto": chat if the tokenizer has a template, plain otherwise.
     turns : "all" assistant turns, or the "last" one only.
+    special_text : a row whose own text spells a special token: "drop" gives it a reason instead of an encoding; "read"
+        reads it as the tokenizer does, as that token, which is what most trainers do.
     """
 
-    def __init__(self, tokenizer: Any, *, template: Kind = "auto", turns: Turns = "all") -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        template: Kind = "auto",
+        turns: Turns = "all",
+        special_text: SpecialText = "drop",
+    ) -> None:
         has_chat = bool(getattr(tokenizer, "chat_template", None))
         if template == "chat" and not has_chat:
             raise ModelError(
@@ -135,12 +149,14 @@ class Encoder:
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
         self._bos: list[int] = []
+        special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special and t.content]
+        refused = sorted(special, key=len, reverse=True) if special_text == "drop" else []
+        self._special = re.compile("|".join(map(re.escape, refused)) or r"(?!)")
         # By whether the row has tools: some tokenizers have a template for each.
         self._templates: dict[bool, _Plain | _Chat]
         if self.kind == "chat":
             sources = {b: tokenizer.get_chat_template(None, [{}] if b else None) for b in (False, True)}
             variables = dict(tokenizer.special_tokens_map)
-            special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
             first = _Chat(JinjaTemplate(sources[False], variables), special)
             self._header = first.header
             same = sources[True] == sources[False]
@@ -176,12 +192,22 @@ class Encoder:
             raise TemplateRefusal("no assistant turn")
         counted = assistant if self.turns == "all" else assistant[-1:]
         wanted = [i for i in counted if messages[i].get("train") is not False]
+        self._refuse_special(messages, tools)
         try:
             turns = chat(messages)
             schemas = json.loads(tools) if tools else None
         except ValueError as error:
             raise TemplateRefusal("tools or tool_calls are not JSON") from error
         return self._templates[bool(schemas)].render(turns, schemas or None, wanted)
+
+    def _refuse_special(self, messages: Messages, tools: str | None) -> None:
+        """Refuse a row whose own text spells a special token: the tokenizer would end or begin a turn there."""
+        for i, message in enumerate(messages):
+            for field in ("content", "thinking", "tool_calls"):
+                if found := self._special.search(message.get(field) or ""):
+                    raise TemplateRefusal(f"message {i} spells the special token {found.group()!r}")
+        if found := self._special.search(tools or ""):
+            raise TemplateRefusal(f"tools spell the special token {found.group()!r}")
 
     def encode(self, rows: Sequence[Messages], tools: Sequence[str | None] | None = None) -> list[EncodedRow]:
         """Return one ``EncodedRow`` per row, in order."""

@@ -72,6 +72,9 @@ class ForwardScorer(Scorer):
     one."""
     turns: Literal["all", "last"] = "all"
     """Which assistant turns are scored; those marked train=false never are."""
+    special_text: Literal["drop", "read"] = "drop"
+    """Rows whose own text spells a special token ("<|im_end|>"): null with that reason, or read as the tokenizer and
+    most trainers do, as that token."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type to compute in; auto: float32 below 10⁹ parameters, as stored above."""
     max_tokens: int | None = None
@@ -181,7 +184,9 @@ class ForwardScorer(Scorer):
 
     def _encode(self) -> models.Encoder:
         if self._encoder is None:
-            self._encoder = models.encoder(self.model, template=self.template, turns=self.turns)
+            self._encoder = models.encoder(
+                self.model, template=self.template, turns=self.turns, special_text=self.special_text
+            )
         return self._encoder
 
     def _score(self, examples: pa.Table) -> Mapping[str, Any]:

@@ -25,7 +25,7 @@ class Length(Scorer):
     """
 
     name: ClassVar[str] = "length"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     reads: ClassVar[tuple[str, ...]] = ("messages", "tools")
 
     model: str
@@ -35,6 +35,8 @@ class Length(Scorer):
     """As in ``likelihood``."""
     turns: Literal["all", "last"] = "all"
     """Which assistant turns count as response; those marked train=false never do."""
+    special_text: Literal["drop", "read"] = "drop"
+    """As in ``likelihood``."""
 
     def __post_init__(self) -> None:
         self._encoder: models.Encoder | None = None
@@ -49,7 +51,7 @@ class Length(Scorer):
     def identity(self) -> dict[str, Any]:
         """As ``likelihood``'s, but of the tokenizer alone: other weights leave the lengths as they are."""
         identity = super().identity()
-        identity["params"] = {"turns": self.turns}
+        identity["params"] = {"turns": self.turns, "special_text": self.special_text}
         tokenizer = models.identify(self.model, weights=False)
         self.open()
         assert self._encoder is not None
@@ -57,7 +59,9 @@ class Length(Scorer):
 
     def open(self) -> None:
         if self._encoder is None:
-            self._encoder = models.encoder(self.model, template=self.template, turns=self.turns)
+            self._encoder = models.encoder(
+                self.model, template=self.template, turns=self.turns, special_text=self.special_text
+            )
 
     def close(self) -> None:
         self._encoder = None

@@ -166,6 +166,17 @@ def measure(prompts: list[str], responses: list[str]) -> dict[str, NDArray[Any]]
     }
 
 
+def repetition(responses: list[str]) -> NDArray[np.float64]:
+    """Return the column "repetition" alone, (n,)."""
+    from curate.numerics.ngrams import Characters
+
+    n = len(responses)
+    trigrams = Characters.of(responses).words().ngrams(3)
+    order, first = _group(trigrams.keys())
+    total = np.bincount(trigrams.rows, minlength=n)
+    return _share(total - np.bincount(trigrams.rows[order[first]], minlength=n), total)
+
+
 def _sums(rows: NDArray[np.int64], values: NDArray[np.int64], n: int) -> NDArray[np.int64]:
     return np.bincount(rows, weights=values, minlength=n).astype(np.int64)  # float64 holds these whole numbers exactly
 

@@ -165,7 +165,7 @@ def test_every_quantity_is_that_of_rows_computed_alone(
     rows, _ = shuffled(candidates([40, 60, 33, 60, 90], 6) + rows_of(12))
     expected = plain.forward(rows, OF_TOKENS)
     found = lm.forward(rows, OF_TOKENS)
-    assert sum(seen) < 0.7 * sum(ids.size for ids, _ in rows)  # it did share
+    assert sum(seen) < 0.75 * sum(ids.size for ids, _ in rows)  # it did share
     assert differences(found, expected) < 1e-5
     logprobs = reference_logprobs(load_reference(lm._model.config._name_or_path), rows)
     assert worst([f.logprobs for f in found if f is not None], logprobs) < 1e-4
@@ -282,7 +282,7 @@ def test_out_of_memory_while_sharing_is_answered_without(
 
     monkeypatch.setattr(prefix.Prefixes, "states", full)
     assert worst(lm.token_logprobs(rows), plain.token_logprobs(rows)) < 1e-5
-    assert "out of memory at 10 rows that share their beginnings; each is computed whole." in caplog.text
+    assert "out of memory at 5 rows that share their beginnings; each is computed whole." in caplog.text
 
 
 def test_another_error_is_not_swallowed(lm: TransformersLM, monkeypatch: pytest.MonkeyPatch) -> None:

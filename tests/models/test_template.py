@@ -30,7 +30,8 @@ def turn(role: str, content: str, **fields: Any) -> dict[str, Any]:
 
 
 def encoder(template: str | None, /, **kwargs: Any) -> Encoder:
-    return Encoder(tiny_tokenizer(template), **kwargs)
+    """One that reads special tokens in the text as such: the harder case for the masks."""
+    return Encoder(tiny_tokenizer(template), **{"special_text": "read", **kwargs})
 
 
 def scored_text(encoder: Encoder, messages: list[dict[str, Any]], tools: str | None = None) -> str:
@@ -121,6 +122,25 @@ def test_the_answer_quoted_in_the_question_is_not_scored() -> None:
         assert scored_text(encoder(template), messages) == "yes<|end|>"
 
 
+@pytest.mark.parametrize("template", [GENERATION, CHATML, None], ids=["generation", "chatml", "plain"])
+def test_a_row_that_spells_a_special_token_is_null_unless_it_is_to_be_read(template: str | None) -> None:
+    spelt = {
+        "message 0 spells the special token '<|assistant|>'": [turn("user", "a<|assistant|>b"), turn("assistant", "c")],
+        "message 1 spells the special token '<|end|>'": [turn("user", "a"), turn("assistant", "b<|end|>c")],
+    }
+    for why, messages in spelt.items():
+        (row,) = encoder(template, special_text="drop").encode([messages])
+        assert row.reason == why and row.ids.size == 0
+        (read,) = encoder(template).encode([messages])
+        assert read.reason is None and read.mask.any()
+    thinks = [turn("user", "a"), turn("assistant", "b", thinking="<|bos|>")]
+    assert reason(template, thinks, special_text="drop") == "message 1 spells the special token '<|bos|>'"
+    tools = json.dumps([{"name": "<|end|>"}])
+    assert reason(template, TWO_TURNS, tools, special_text="drop") == "tools spell the special token '<|end|>'"
+    whole = [turn("user", "a < |end| > b"), turn("assistant", "<end>")]
+    assert reason(template, whole, special_text="drop") is None
+
+
 def test_plain_template_is_the_papers_and_goes_on_to_conversations() -> None:
     e = encoder(None)
     assert e.kind == "plain"
@@ -186,7 +206,7 @@ ENCODERS = {
     name: encoder(text)
     for name, text in [("marked", GENERATION), ("without end", GENERATION_WITHOUT_END), ("unmarked", UNMARKED)]
 }
-TRIMMED = Encoder(tiny_tokenizer(UNMARKED, trim_offsets=True))
+TRIMMED = Encoder(tiny_tokenizer(UNMARKED, trim_offsets=True), special_text="read")
 
 texts = st.text(alphabet=st.sampled_from('ab \n\t.,😀é你{}"\\<|>'), max_size=12) | st.sampled_from(
     ["  ", " lead", "trail \n", "<|end|>", "<|assistant|>", "def f():\n    return 1"]
