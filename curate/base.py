@@ -254,8 +254,10 @@ class Ranking:
     """(n,) the cluster of each row, for a selector that shares the budget out among clusters."""
     gains: NDArray[np.float64] | None = None
     """(len(order),) marginal gain of each choice, where the selector has an objective."""
-    why_not: str | None = None
-    """Reason for the rows that the order leaves out."""
+    why_not: str | list[str] | None = None
+    """Reason for the rows that the order leaves out; or several, and ``which`` says which."""
+    which: NDArray[np.int64] | None = None
+    """(n,) number of each row's reason among several; of no meaning for rows in the order."""
     bound: float | None = None
     """The basis at which the left-out rows were turned away, where there is one such number."""
 
@@ -284,8 +286,10 @@ class Selection:
     """(k,) marginal gain of each choice."""
     excluded: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, dtype=bool))
     """(n,) rows that no budget could choose: the selector leaves them out, or a quota gives their group no share."""
-    why_not: str | None = None
+    why_not: str | list[str] | None = None
     """Why the selector left rows out."""
+    which: NDArray[np.int64] | None = None
+    """(n,) which of several such reasons is each row's."""
     bound: float | None = None
     """The basis at which they were turned away, where there is one."""
     strata: NDArray[np.int64] | None = None
@@ -369,7 +373,9 @@ class Selection:
         left_out = np.ones(self.n, dtype=bool)
         left_out[self.order] = False
         out[left_out] = code("not among the rows that were ranked")
-        out[left_out & self.excluded] = code(self.why_not or "left out by the selector")
+        turned_away = left_out & self.excluded
+        why = self.why_not if isinstance(self.why_not, list) else [self.why_not or "left out by the selector"]
+        out[turned_away] = code(*why)[0 if self.which is None else self.which[turned_away]]
         if self.no_share is not None:
             assert self.strata is not None
             for stratum in np.flatnonzero(self.no_share):
@@ -518,9 +524,7 @@ class Selector(Parameters, ABC):
             shares = quota.weights(quota_names, np.bincount(of, costs, len(quota_names)).astype(np.float64))
 
         limit = None if budget is None or quota is not None else budget.limit(n)
-        inputs = Inputs(
-            n=n, x=numbers, quality=quality, groups=labels, group_names=names, cost=costs, limits=limits
-        )
+        inputs = Inputs(n=n, x=numbers, quality=quality, groups=labels, group_names=names, cost=costs, limits=limits)
         ranking = self._rank(inputs, n if limit is None else limit)
 
         order = np.ascontiguousarray(ranking.order, dtype=np.int64)
@@ -548,6 +552,7 @@ class Selector(Parameters, ABC):
             gains=None if ranking.gains is None or quota is not None else ranking.gains[:kept],
             excluded=excluded,
             why_not=ranking.why_not,
+            which=ranking.which,
             bound=ranking.bound,
             strata=strata,
             strata_names=strata_names or [],

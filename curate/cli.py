@@ -348,6 +348,20 @@ def list_(
 
 
 @app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this one, to be put into a file.")] = None,
+) -> None:
+    """List the ready-made recipes; with a name, print one: curate recipes grape > grape.yaml"""
+    from curate.pipelines import ready
+
+    if name is not None:
+        print(ready.text(name), end="")
+        return
+    for each in ready.names():
+        print(f"{each:<8}{ready.about(each)}")
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of recipes, for editors: completion, and red lines under what is wrong."""
     from curate.schema import recipe_schema

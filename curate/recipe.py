@@ -56,6 +56,8 @@ class Combination(_Strict):
     """Column reference → weight, above 0.  Directions come from the columns' ``higher_is_better``."""
     directions: dict[str, Literal["higher", "lower"]] = {}
     """For columns that have no direction of their own, or to overrule it."""
+    winsorise: float = Field(default=0.0, ge=0, lt=0.5)
+    """Share of the rows at each end of a column that are brought to the next value within: 0.001 of outliers."""
 
 
 class QuotaSpec(_Strict):
@@ -168,6 +170,10 @@ class Recipe:
         except FileNotFoundError:
             near = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
             hint = f"; {path.parent or '.'} holds {', '.join(near[:8])}" if near else ""
+            from curate.pipelines import ready
+
+            if path.stem in ready.names():
+                hint += f"; for the ready-made one, 'curate recipes {path.stem} > {path}' first"
             raise RecipeError(f"no recipe at {path}{hint}.") from None
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path} cannot be read as a recipe: {error}") from error

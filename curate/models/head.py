@@ -102,6 +102,10 @@ class Head:
                 row.head_gradient = pair
         return out
 
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the logits (n, V) of a few states (n, d), at least float32."""
+        return self.finish(_wide(self.linear(hidden)))
+
     def nuclear_norm(self, hidden: torch.Tensor) -> float:
         """Return the sum of the singular values of the logits of the states (T, d), computed from T × d numbers.
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SHORTEST = 16
 """Tokens of the shortest beginning that is shared."""
-SURCHARGE = 1 / 8
+SURCHARGE = 1 / 16
 """What a token costs more in a group: attention with a mask, copies of keys and values, smaller batches."""
 LARGEST = 64
 """Rows of a group; of more with one beginning, it is computed anew for every 64."""
@@ -104,6 +104,18 @@ def batches(found: Sequence[Group], budget: int) -> list[list[Group]]:
     return out
 
 
+def padded_left(rows: Sequence[NDArray[np.integer]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the ids (n, longest) and their mask, 0 at the padding, both int64."""
+    import torch
+
+    width = max(row.size for row in rows)
+    ids, mask = (np.zeros((len(rows), width), dtype=np.int64) for _ in range(2))
+    for i, row in enumerate(rows):
+        ids[i], ids[i, width - row.size :] = row[0], row  # not the pad token: some models warn when they see it
+        mask[i, width - row.size :] = 1
+    return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
 def _common(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
     n = min(a.size, b.size)
     differ = a[:n] != b[:n]
@@ -127,15 +139,11 @@ class Prefixes:
 
         self._base, self._device, self._last_mlp = base, device, last_mlp
         self._lengths = torch.tensor([p.size for p in prefixes])
-        self._width = int(self._lengths.max())
-        self._even = bool((self._lengths == self._width).all())
         # Padding stands on the left, so that what follows a beginning is as far from it as its positions say: layers
         # with a sliding window count places in the cache.
-        matrix = np.zeros((len(prefixes), self._width), dtype=np.int64)
-        for row, values in zip(matrix, prefixes, strict=True):
-            row[:] = values[0]
-            row[self._width - values.size :] = values
-        ids = torch.from_numpy(matrix).to(device)
+        ids, mask = padded_left(prefixes)
+        self._width, self._even = ids.shape[1], bool(mask.all())
+        ids = ids.to(device)
         nowhere = torch.empty(0, dtype=torch.int64, device=device)
         with contextlib.nullcontext() if last_mlp is None else last_mlp.only(nowhere):
             out = base(input_ids=ids, use_cache=True, **self._places(self._lengths, self._width, 0))

@@ -29,3 +29,19 @@ def check_row(
     if at.size and context is not None and at[-1] >= context:
         raise InputError(f"row {i}: {at[-1] + 1} tokens; the model's context is {context}.")
     return at
+
+
+def check_prompt(i: int, ids: NDArray[np.integer], *, vocab_size: int, context: int | None) -> None:
+    """Say what is wrong with prompt ``i``, if anything is.
+
+    Raises
+    ------
+    InputError
+        If it is empty, longer than the context, or has an id outside of the vocabulary.
+    """
+    if ids.ndim != 1 or not ids.size:
+        raise InputError(f"prompt {i}: ids of shape {ids.shape}; at least one token, (P,), was asked.")
+    if not 0 <= ids.min() <= ids.max() < vocab_size:
+        raise InputError(f"prompt {i}: ids from {ids.min()} to {ids.max()}; the model's vocabulary has {vocab_size}.")
+    if context is not None and ids.size > context:
+        raise InputError(f"prompt {i}: {ids.size} tokens; the model's context is {context}.")

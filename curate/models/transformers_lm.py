@@ -34,13 +34,15 @@ from numpy.typing import NDArray
 
 from curate._imports import require
 from curate.exceptions import ModelError
-from curate.models.base import QUANTITIES, SMALL, CausalLM, DType, Forward, Generation, Quantity, Row, Sampling
+from curate.models.base import QUANTITIES, CausalLM, DType, Forward, Generation, Quantity, Row, Sampling
 from curate.models.compiled import compile_layers
+from curate.models.generation import Text, Writer, end_tokens
 from curate.models.head import Head
-from curate.models.identity import locate
 from curate.models.last_mlp import last_mlp
 from curate.models.prefix import EXPANSION, Group, Prefixes, batches, groups, shares_prefixes
-from curate.models.rows import check_row
+from curate.models.rows import check_prompt, check_row
+from curate.models.template import load_tokenizer
+from curate.models.weights import changes_when_run, find_device, is_out_of_memory, load_weights
 
 if TYPE_CHECKING:
     import torch
@@ -88,8 +90,8 @@ class TransformersLM(CausalLM):
         share: bool = True,
     ) -> None:
         torch = require("torch", extra="lm", for_=f"the model {model!r}")
-        self.device = _device(torch, device)
-        self._model = _load(model, dtype).to(self.device).eval()
+        self.device = find_device(torch, device)
+        self._model = load_weights(model, dtype).to(self.device).eval()
         config = self._model.config.get_text_config()
         self.context = getattr(config, "max_position_embeddings", None)
         self.vocab_size = self._model.get_input_embeddings().num_embeddings
@@ -97,18 +99,21 @@ class TransformersLM(CausalLM):
         kind = "cpu" if self.device == "cpu" else "other"
         self.batch_tokens = batch_tokens or _BATCH_TOKENS[kind]
         """Tokens of a batch; halved for good when memory runs out."""
-        self._one_batch_per_thread = self.device == "cpu" and not _changes_when_run(config)
+        self._one_batch_per_thread = self.device == "cpu" and not changes_when_run(config)
         self._head = Head(self._model.get_output_embeddings(), config, block=_HEAD_BLOCK[kind], hold=_HEAD_HOLD[kind])
         with torch.inference_mode():
             self.by_hidden_states = self._head_is_known(torch)
             """Whether logits are computed from hidden states, at the scored positions only."""
             base = self._model.base_model
             self._last_mlp = last_mlp(torch, base, self.vocab_size, self.device) if self.by_hidden_states else None
-            able = self.by_hidden_states and share and not compiled and not _changes_when_run(config)
-            self.shares = able and shares_prefixes(torch, base, self.vocab_size, self.device, self._last_mlp)
-            """Whether what several rows begin with is computed once."""
-            if able and not self.shares:
+            able = self.by_hidden_states and not changes_when_run(config)
+            self._caches = able and shares_prefixes(torch, base, self.vocab_size, self.device, self._last_mlp)
+            if not self._caches:
                 log.debug("%s: %s keeps no cache that rows could share.", model, type(self._model).__name__)
+            self.shares = self._caches and share and not compiled
+            """Whether what several rows begin with is computed once."""
+        self._name = model
+        self._writer: Writer | None = None
         if compiled:
             compile_layers(torch, self._model.base_model, one_thread=self._one_batch_per_thread)
         if not self.by_hidden_states:
@@ -143,7 +148,6 @@ class TransformersLM(CausalLM):
         }
 
     def forward(self, rows: Sequence[Row], quantities: Collection[Quantity]) -> list[Forward | None]:
-        import torch
 
         wants = frozenset(quantities)
         self._check_served(wants)
@@ -172,6 +176,68 @@ class TransformersLM(CausalLM):
             tasks.append(partial(self._score_rows, order[:size], call))
             order = order[size:]
 
+        self._run(tasks)
+        return out
+
+    def generate(self, prompts: Sequence[NDArray[np.integer]], sampling: Sampling) -> list[list[Generation] | None]:
+        """Return ``sampling.n`` texts for each prompt; see ``curate.models.generation``.
+
+        Raises
+        ------
+        InputError
+            If a prompt is empty, longer than the context, or has an id outside of the vocabulary.
+        """
+        import torch
+
+        for i, prompt in enumerate(prompts):
+            check_prompt(i, prompt, vocab_size=self.vocab_size, context=self.context)
+        if self._writer is None:
+            tokenizer = load_tokenizer(self._name)
+            base = self._model.base_model if self._caches else None
+            ends = end_tokens(self._model, tokenizer)
+            self._writer = Writer(base, self._head.logits, self._next_logits, tokenizer, ends, self.device)
+        writer = self._writer
+        texts = [[Text.of(prompt, k, sampling, self.context) for k in range(sampling.n)] for prompt in prompts]
+        order = sorted(range(len(prompts)), key=lambda i: -prompts[i].size)
+        out: list[list[Generation] | None] = [None] * len(prompts)
+
+        def write(batch: Sequence[Text]) -> bool:
+            """Write a batch, in halves if it does not fit; False where a text alone does not."""
+            try:
+                with torch.inference_mode():
+                    writer.write(batch, sampling)
+                return True
+            except Exception as error:
+                if not is_out_of_memory(torch, error):
+                    raise
+            if self.device.startswith("cuda"):
+                torch.cuda.empty_cache()
+            half = len(batch) // 2
+            log.warning("out of memory at %d texts together; they are written again, in halves.", len(batch))
+            return half > 0 and write(batch[:half]) and write(batch[half:])
+
+        def finish(batch: Sequence[int]) -> None:
+            whole = write([text for i in batch for text in texts[i]])
+            for i in batch:
+                if whole or all(text.over for text in texts[i]) or write(texts[i]):
+                    out[i] = [writer.result(text, sampling) for text in texts[i]]
+
+        tasks: list[Callable[[], None]] = []
+        while order:
+            longest = prompts[order[0]].size
+            size = min(
+                self.batch_tokens // longest,
+                EXPANSION * self.batch_tokens // (sampling.n * (longest + sampling.max_tokens)),
+            )
+            batch, order = order[: max(1, size)], order[max(1, size) :]
+            tasks.append(partial(finish, batch))
+        self._run(tasks)
+        return out
+
+    def _run(self, tasks: Sequence[Callable[[], None]]) -> None:
+        """Do the tasks, on a CPU each thread its own."""
+        import torch
+
         threads = torch.get_num_threads()
         if self._one_batch_per_thread and 1 < threads <= len(tasks):
             try:
@@ -182,10 +248,6 @@ class TransformersLM(CausalLM):
         else:
             for task in tasks:
                 task()
-        return out
-
-    def generate(self, prompts: Sequence[NDArray[np.integer]], sampling: Sampling) -> list[list[Generation] | None]:
-        raise NotImplementedError
 
     def _check_served(self, wants: frozenset[Quantity]) -> None:
         lacking = wants - self.serves
@@ -215,7 +277,7 @@ class TransformersLM(CausalLM):
             with torch.inference_mode():
                 return self._by_shared_states(batch, call)
         except Exception as error:
-            if not _is_out_of_memory(torch, error):
+            if not is_out_of_memory(torch, error):
                 raise
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
@@ -241,7 +303,7 @@ class TransformersLM(CausalLM):
                         return self._by_hidden_states(ids, scored, lengths, wants)
                     return self._by_forward(ids, scored)
             except Exception as error:
-                if not _is_out_of_memory(torch, error):
+                if not is_out_of_memory(torch, error):
                     raise
             # Outside of the except block, where the traceback no longer keeps the batch's tensors alive.
             if self.device.startswith("cuda"):
@@ -350,6 +412,10 @@ class TransformersLM(CausalLM):
             out.append(Forward(logprobs=found.cpu().numpy()))
         return out
 
+    def _next_logits(self, ids: NDArray[np.int64]) -> torch.Tensor:
+        """Return the logits (V,) after a sequence, computed from its beginning by the model's own forward pass."""
+        return self._model(input_ids=self._batch([ids], ids.size), use_cache=False).logits[0, -1]
+
     def _head_is_known(self, torch: Any) -> bool:
         """Whether ``_finish(head(hidden))`` is what the model's own forward pass gives, on a few ids.
 
@@ -423,68 +489,3 @@ def _pool(out: Forward, states: torch.Tensor, wants: frozenset[Quantity]) -> Non
         out.hidden_mean = states.mean(dim=0).cpu().numpy()
     if "hidden-last" in wants:
         out.hidden_last = states[-1].cpu().numpy()
-
-
-def _changes_when_run(config: Any) -> bool:
-    """Whether a forward pass changes the model: rotary frequencies that follow the length of the input.
-
-    Two threads in such a model would compute with each other's frequencies.
-    """
-    rotary = str(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None))
-    return "dynamic" in rotary or "longrope" in rotary
-
-
-def _is_out_of_memory(torch: Any, error: BaseException) -> bool:
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    # The CPU allocator and MPS have no class of their own.
-    return isinstance(error, RuntimeError) and any(
-        text in str(error) for text in ("DefaultCPUAllocator", "can't allocate memory", "out of memory")
-    )
-
-
-def _device(torch: Any, device: str) -> str:
-    mps = torch.backends.mps.is_available()
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
-    kind = device.partition(":")[0]
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": mps}
-    if not there.get(kind, False):
-        raise ModelError(
-            f"device {device!r} was asked; this process sees {', '.join(k for k, v in there.items() if v)}; "
-            "check CUDA_VISIBLE_DEVICES and the torch build, or ask for 'auto'."
-        )
-    return device
-
-
-def _load(model: str, dtype: DType) -> Any:
-    """Load the weights, whole or not at all."""
-    transformers = require("transformers", extra="lm", for_=f"the model {model!r}")
-    import torch
-
-    source = locate(model)
-    keyword = "torch_dtype" if transformers.__version__.startswith("4.") else "dtype"
-    bars = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
-            source.name,
-            **source.arguments,
-            **{keyword: "auto" if dtype == "auto" else getattr(torch, dtype)},
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except Exception as error:  # the library raises whatever the broken file made it trip over
-        raise ModelError(f"model {model!r} cannot be loaded: {type(error).__name__}: {error}") from error
-    finally:
-        if bars:
-            transformers.utils.logging.enable_progress_bar()
-    missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-    if missing:  # the library would fill them with random numbers and go on
-        raise ModelError(
-            f"model {model!r}: {len(missing)} weights that {type(loaded).__name__} needs are not in its files, or of "
-            f"another shape, first {missing[0]}; the folder is incomplete or its config.json is another model's."
-        )
-    if dtype == "auto" and sum(p.numel() for p in loaded.parameters()) < SMALL:
-        loaded = loaded.float()
-    return loaded

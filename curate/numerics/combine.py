@@ -24,6 +24,19 @@ def unit_range(x: Matrix) -> Matrix:
     return np.where(width > 0, (x - low) / np.where(width > 0, width, 1), 0.5)
 
 
+def winsorised(x: Matrix, share: float) -> Matrix:
+    """Return x with the ⌊share · n⌋ lowest and as many of the highest values of each column brought to the next one.
+
+    Every other value stays, and so does the order up to new ties at the ends.  With fewer than
+    1 / share rows nothing moves.
+    """
+    k = int(share * len(x) * (1 + 1e-12))  # 0.29 · 100 is 28.999999999999996 in floats
+    if not k:
+        return x
+    ends = np.partition(x, (k, len(x) - 1 - k), axis=0)
+    return np.clip(x, ends[k], ends[-1 - k])
+
+
 def rank(x: Matrix, weights: Vector) -> Vector:
     """Weighted mean of the columns' fractional ranks, in (0, 1); equal values share their mean rank."""
     total = np.zeros(len(x))

@@ -79,7 +79,7 @@ def combined(store: Store, index: Index, recipe: Recipe, stages: dict[str, Stage
     }
     directions = {r: said.get(r, bool(recipe.direction(r))) for r in weights}
     columns = {r: combined(store, index, recipe, stages, r) for r in weights}
-    return combine(columns, method=spec.method, weights=weights, directions=directions)
+    return combine(columns, method=spec.method, weights=weights, directions=directions, winsorise=spec.winsorise)
 
 
 def unscored_because(
@@ -159,6 +159,9 @@ def _step(
     groups = quota_groups = quota = None
     if step.groups is not None:
         groups = gather.labels(store, index, {"prompt": "prompt_key"}.get(step.groups, step.groups))[alive]
+    limits = None
+    if selector.limits_from is not None:
+        limits = _rows_in(store, index, step, selector.limits_from)[alive]
     if step.quota is not None:
         codes, names = gather.label_names(store, index, step.quota.by)
         quota_groups = pa.DictionaryArray.from_arrays(codes[alive], names)
@@ -181,6 +184,7 @@ def _step(
             budget,
             quality=quality,
             groups=groups,
+            limits=limits,
             cost=None if step.cost is None else columns["cost"][alive],
             quota=quota,
             quota_groups=quota_groups,
@@ -221,6 +225,18 @@ def _step(
         }
     )
     return keep
+
+
+def _rows_in(store: Store, index: Index, step: Step, source: str) -> NDArray[np.int64]:
+    """Return (n,) how many rows of ``source`` each row's group has in the whole pool, whatever became of them since."""
+    groups = gather.labels(store, index, {"prompt": "prompt_key"}.get(str(step.groups), str(step.groups)))
+    codes, names = gather.label_names(store, index, "source")
+    if source not in names:
+        raise StageError(
+            f"select step {step.name!r}: no row of the pool is from {source!r}; its sources are "
+            f"{', '.join(names[:12])}{' …' if len(names) > 12 else ''}."
+        )
+    return np.bincount(groups[codes == names.index(source)], minlength=int(groups.max(initial=0)) + 1)[groups]
 
 
 def _without(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate.exceptions import InputError
-from curate.numerics.combine import METHODS
+from curate.numerics.combine import METHODS, winsorised
 
 
 def combine(
@@ -18,6 +18,7 @@ def combine(
     method: Literal["rank", "zscore", "minmax", "topsis"] = "rank",
     weights: Mapping[str, float] | None = None,
     directions: Mapping[str, bool] | None = None,
+    winsorise: float = 0.0,
 ) -> NDArray[np.float64]:
     """Combine score columns into one, higher is better.
 
@@ -40,6 +41,8 @@ def combine(
     weights : name → weight of at least 0; only their proportions count.  1 for a column that is not named; a column of
         weight 0 is not looked at.
     directions : name → whether higher is better.  True for a column that is not named.
+    winsorise : the share of the rows at each end of a column that are brought to the next value within, before anything
+        else; in [0, ½).  Extremes stretch every method but ``rank``, TOPSIS above all, whose distances are to them.
 
     Returns
     -------
@@ -48,10 +51,12 @@ def combine(
     Raises
     ------
     InputError
-        For no columns, unequal lengths, unknown names, bad weights or an unknown method.
+        For no columns, unequal lengths, unknown names, bad weights or shares, or an unknown method.
     """
     if method not in METHODS:
         raise InputError(f"combine: method is one of {', '.join(METHODS)}; found {method!r}.")
+    if not 0 <= winsorise < 0.5:
+        raise InputError(f"combine: winsorise is a share of at least 0 and below 0.5; found {winsorise}.")
     if not columns:
         raise InputError("combine: at least one column was asked, none was found.")
     for what, given in (("weights", weights), ("directions", directions)):
@@ -75,5 +80,5 @@ def combine(
     share = np.array([weight[name] for name in used])
     whole = np.isfinite(x).all(axis=1)
     out = np.full(len(x), np.nan)
-    out[whole] = METHODS[method](x[whole], share / share.sum())
+    out[whole] = METHODS[method](winsorised(x[whole], winsorise), share / share.sum())
     return out

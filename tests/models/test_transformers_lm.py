@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from curate import models
 from curate.exceptions import InputError, ModelError
-from curate.models import head, loading, transformers_lm
+from curate.models import head, loading, weights
 from curate.models.reference import load_reference, reference_logprobs
 from curate.models.transformers_lm import TransformersLM
 from curate.seeding import rng_for
@@ -269,8 +269,8 @@ def test_the_batch_is_halved_until_it_fits(
 def test_torchs_own_allocator_error_is_recognised() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**58)
-    assert transformers_lm._is_out_of_memory(torch, caught.value)
-    assert not transformers_lm._is_out_of_memory(torch, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert weights.is_out_of_memory(torch, caught.value)
+    assert not weights.is_out_of_memory(torch, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 def test_other_errors_are_not_taken_for_lack_of_memory(tiny_model: Path) -> None:
@@ -327,7 +327,7 @@ def test_auto_is_float32_for_small_models_and_as_stored_for_large(
 ) -> None:
     folder = str(save_tiny_model(tmp_path / "half", dtype=torch.bfloat16))
     assert TransformersLM(folder, device="cpu").dtype == "float32"
-    monkeypatch.setattr(transformers_lm, "SMALL", 1000)
+    monkeypatch.setattr(weights, "SMALL", 1000)
     assert TransformersLM(folder, device="cpu").dtype == "bfloat16"
 
 
