@@ -258,6 +258,8 @@ class Ranking:
     """Reason for the rows that the order leaves out; or several, and ``which`` says which."""
     which: NDArray[np.int64] | None = None
     """(n,) number of each row's reason among several; of no meaning for rows in the order."""
+    beyond: NDArray[np.bool_] | None = None
+    """(n,) True for rows left out only because the order ends where the budget does, where each place in it is work."""
     bound: float | None = None
     """The basis at which the left-out rows were turned away, where there is one such number."""
 
@@ -372,7 +374,7 @@ class Selection:
 
         left_out = np.ones(self.n, dtype=bool)
         left_out[self.order] = False
-        out[left_out] = code("not among the rows that were ranked")
+        out[left_out] = code("after the last row kept, in the order of choice")
         turned_away = left_out & self.excluded
         why = self.why_not if isinstance(self.why_not, list) else [self.why_not or "left out by the selector"]
         out[turned_away] = code(*why)[0 if self.which is None else self.which[turned_away]]
@@ -459,6 +461,8 @@ class Selector(Parameters, ABC):
     x_name: ClassVar[str] = "scores"
     """What ``x`` is: "scores" (n,), "features" (n, d) or "nothing" (only its length counts)."""
     needs_groups: ClassVar[bool] = False
+    leaves_out_nan: ClassVar[bool] = False
+    """Whether a row of ``x`` that is NaN throughout is left out with a reason; otherwise it is refused as any NaN is."""
 
     @property
     def limits_from(self) -> str | None:
@@ -467,7 +471,10 @@ class Selector(Parameters, ABC):
 
     @abstractmethod
     def _rank(self, inputs: Inputs, k: int) -> Ranking:
-        """Return at least the first ``k`` rows in order of choice (all rows that may be chosen, if ``nested``)."""
+        """Return at least the first ``k`` rows in order of choice.
+
+        If ``nested``: all rows that may be chosen, in the order or, where it stops at k, in ``Ranking.beyond``.
+        """
 
     @final
     def select(
@@ -502,7 +509,7 @@ class Selector(Parameters, ABC):
             fill.  All of it but the last is found before the selector starts to work.
         """
         caller = type(self).__name__
-        numbers, n = _pool(x, self.x_name, caller=caller)
+        numbers, n = _pool(x, self.x_name, self.leaves_out_nan, caller=caller)
         labels, names = _labels(groups, n, "groups", caller=caller)
         if self.needs_groups and labels is None:
             raise InputError(f"{caller}: needs groups=, one label a row.")
@@ -525,7 +532,11 @@ class Selector(Parameters, ABC):
 
         limit = None if budget is None or quota is not None else budget.limit(n)
         inputs = Inputs(n=n, x=numbers, quality=quality, groups=labels, group_names=names, cost=costs, limits=limits)
-        ranking = self._rank(inputs, n if limit is None else limit)
+        reach = n if limit is None else limit
+        if costs is not None and quota is None:  # one row more than any order can pay for
+            assert budget is not None
+            reach = min(n, 1 + int(np.searchsorted(np.cumsum(np.sort(costs)), budget.tokens, side="right")))
+        ranking = self._rank(inputs, reach)
 
         order = np.ascontiguousarray(ranking.order, dtype=np.int64)
         strata = strata_names = no_share = None
@@ -538,8 +549,8 @@ class Selector(Parameters, ABC):
             strata_names = [f"cluster {value}" for value in values]
         kept = order.size if budget is None else cut(order, budget, n, costs, caller=caller)
         excluded = np.zeros(n, dtype=bool)
-        if self.nested or limit is None:  # else the order ends where the budget does, and says nothing of other rows
-            excluded[:] = True
+        if self.nested or reach == n:  # else the order ends where the budget does, and says nothing of other rows
+            excluded[:] = True if ranking.beyond is None else ~ranking.beyond
             excluded[order] = False
         return Selection(
             order=order,
@@ -560,7 +571,7 @@ class Selector(Parameters, ABC):
         )
 
 
-def _pool(x: Any, x_name: str, *, caller: str) -> tuple[NDArray[Any] | None, int]:
+def _pool(x: Any, x_name: str, nan_rows: bool, *, caller: str) -> tuple[NDArray[Any] | None, int]:
     """Return the checked array (None if only the length counts) and the number of rows."""
     if isinstance(x, (int, np.integer)) and not isinstance(x, bool):
         if x_name != "nothing":
@@ -573,10 +584,13 @@ def _pool(x: Any, x_name: str, *, caller: str) -> tuple[NDArray[Any] | None, int
         raise InputError(f"{caller}: an array of {x_name} was asked, {x!r} was found.")
     if x_name == "nothing":
         return None, len(array)
-    return _check_numbers(array, x_name, len(array), ndim=2 if x_name == "features" else 1, caller=caller), len(array)
+    ndim = 2 if x_name == "features" else 1
+    return _check_numbers(array, x_name, len(array), ndim=ndim, nan_rows=nan_rows, caller=caller), len(array)
 
 
-def _check_numbers(values: Any, what: str, n: int, *, ndim: int, caller: str) -> NDArray[Any]:
+def _check_numbers(
+    values: Any, what: str, n: int, *, ndim: int, nan_rows: bool = False, caller: str
+) -> NDArray[Any]:
     array = np.asanyarray(values)
     if array.ndim != ndim:
         raise InputError(f"{caller}: {what} of {ndim} dimension(s) was asked, shape {array.shape} was found.")
@@ -591,7 +605,10 @@ def _check_numbers(values: Any, what: str, n: int, *, ndim: int, caller: str) ->
     # Row blocks: a memory-mapped feature matrix is never copied whole just to look for NaN.
     block = max(1, 2**24 // max(1, array[:1].size))
     for start in range(0, n, block):
-        finite = np.isfinite(array[start : start + block]).reshape(min(block, n - start), -1).all(axis=1)
+        piece = array[start : start + block].reshape(min(block, n - start), -1)
+        finite = np.isfinite(piece).all(axis=1)
+        if nan_rows and not finite.all():
+            finite[~finite] = np.isnan(piece[~finite]).all(axis=1)
         if not finite.all():
             first = start + int(np.argmin(finite))
             raise InputError(

@@ -42,6 +42,9 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "longest": "curate.selectors.longest:Longest",
         "best-per-prompt": "curate.selectors.best_per_prompt:BestPerPrompt",
         "kmq": "curate.selectors.kmq:KMQ",
+        "less": "curate.selectors.less:LESS",
+        "bids": "curate.selectors.bids:BIDS",
+        "round-robin": "curate.selectors.round_robin:RoundRobin",
     },
     "correctors": {},
     "connectors": {

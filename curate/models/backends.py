@@ -41,6 +41,8 @@ class VLLM:
     batch_tokens: int = 8192
     """Tokens that the engine computes at once (its max_num_batched_tokens): prompt log-probabilities hold a float32
     matrix of that many rows and a column a word of the vocabulary, which vLLM's own memory budget does not count."""
+    context: int | None = None
+    """Longest row, in tokens; by default the model's own limit.  Less where keys and values of that do not fit."""
     tensor_parallel: int = 1
     """GPUs that one engine spreads over."""
     eager: bool = False
@@ -51,9 +53,10 @@ class VLLM:
     def __post_init__(self) -> None:
         if not 0 < self.gpu_memory <= 1:
             raise InputError(f"backend vllm: gpu_memory={self.gpu_memory}; a share above 0 and up to 1 was asked.")
-        for key in ("batch_tokens", "tensor_parallel"):
-            if getattr(self, key) < 1:
-                raise InputError(f"backend vllm: {key}={getattr(self, key)}; it must be at least 1.")
+        for key in ("batch_tokens", "tensor_parallel", "context"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise InputError(f"backend vllm: {key}={value}; it must be at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,6 @@ means and inertia in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate.exceptions import InputError
+from curate.numerics.blocks import Blocks
 from curate.seeding import rng_for
 
 BLOCK = 1024  # rows a product: its scores (4 MB at 1,024 centroids) stay in cache
@@ -90,7 +89,7 @@ def kmeans(
         train = _take(x, np.sort(rng_for(seed, "kmeans", "rows").choice(n, limit, replace=False)))
     # Distances are computed as ‖c‖² - 2x·c, which loses its digits far from the origin: move the mean there.
     shift = _mean(train)
-    with _Blocks(threads) as blocks:
+    with Blocks(threads) as blocks:
         best: tuple[float, NDArray[np.float32], list[float]] | None = None
         for restart in range(restarts):
             start = _spread_rows(train, shift, k, rng_for(seed, "kmeans", "start", restart))
@@ -104,7 +103,7 @@ def kmeans(
 
 
 def _lloyd(
-    blocks: _Blocks,
+    blocks: Blocks,
     x: NDArray[Any],
     shift: NDArray[np.float32],
     centroids: NDArray[np.float32],
@@ -127,7 +126,7 @@ def _lloyd(
 
 
 def _assign(
-    blocks: _Blocks, x: NDArray[Any], shift: NDArray[np.float32], centroids: NDArray[np.float32]
+    blocks: Blocks, x: NDArray[Any], shift: NDArray[np.float32], centroids: NDArray[np.float32]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the nearest centroid of each row, and the squared distance to it."""
     n = len(x)
@@ -240,7 +239,7 @@ def silhouette(
                 if max(inside, outside) > 0:
                     values[which, start + i] = (outside - inside) / max(inside, outside)
 
-    with _Blocks(threads) as blocks:
+    with Blocks(threads) as blocks:
         blocks.run(one, range(0, rows.size, 64))
     return [float(v) for v in values.mean(axis=1)]
 
@@ -262,27 +261,3 @@ def _take(x: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float32]:
     for start in range(0, rows.size, BLOCK):
         out[start : start + BLOCK] = x[rows[start : start + BLOCK]]
     return out
-
-
-class _Blocks:
-    """Runs a function over blocks on several threads, each with BLAS to itself on one thread."""
-
-    def __init__(self, threads: int | None) -> None:
-        self._threads = threads
-
-    def __enter__(self) -> _Blocks:
-        from threadpoolctl import ThreadpoolController
-
-        libraries = ThreadpoolController()
-        given = [library["num_threads"] for library in libraries.info() if library["user_api"] == "blas"]
-        self._limits = libraries.limit(limits=1, user_api="blas")
-        self._pool = ThreadPoolExecutor(self._threads or max(given, default=1))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._pool.shutdown()
-        self._limits.restore_original_limits()
-
-    def run(self, one: Callable[[int], None], starts: range) -> None:
-        for _ in self._pool.map(one, starts):
-            pass  # map raises here what a block raised

@@ -21,6 +21,7 @@ from curate.pipelines.store import Store
 from curate.report.text import cut, plural
 from curate.report.view import Baseline, PoolMap, Sample, View
 from curate.seeding import rng_for
+from curate.selectors.best_per_prompt import BestPerPrompt
 from curate.selectors.longest import Longest
 from curate.selectors.random import Random
 
@@ -138,6 +139,38 @@ def _baselines(run: FinishedRun, ledger: pl.DataFrame, seed: int, notes: list[st
         mask = np.zeros(index.n, dtype=bool)
         mask[rows[picked]] = True
         out.append(Baseline(name, f"{about}, {told}", mask))
+    if any(step.get("use") == "best-per-prompt" for step in run.manifest.get("select", [])):
+        kept = decision.is_in(["kept", "corrected"]).to_numpy()[reading]
+        out += _within_prompts(run, rows, length, kept, unit, seed)
+    return out
+
+
+def _within_prompts(
+    run: FinishedRun,
+    rows: NDArray[np.int64],
+    length: NDArray[np.float64],
+    kept: NDArray[np.bool_],
+    unit: str,
+    seed: int,
+) -> list[Baseline]:
+    """Choose of each prompt as many rows as the run kept of it: at random, and the longest.
+
+    ``rows`` are those that take part, in canonical order; ``length`` and ``kept`` go by the rows of ``View.pool``.
+    """
+    keys = run.store.read_tables("examples", [part.name for part in run.index.parts], ["prompt_key"])
+    prompts = pa.concat_tables(keys).column(0).combine_chunks().take(pa.array(np.sort(run.index.pool)))
+    codes = prompts.dictionary_encode().indices.to_numpy().astype(np.int64)
+    limits = np.bincount(codes[kept], minlength=int(codes.max()) + 1)[codes]
+    draw = rng_for(seed, "report", "within prompts").random(rows.size)
+    out = []
+    for name, about, x in (
+        ("random of each prompt", f"a uniform draw of seed {seed}", draw),
+        ("longest of each prompt", f"the longest, in {unit}", length[rows]),
+    ):
+        picked = BestPerPrompt().select(x, groups=codes[rows], limits=limits[rows]).indices
+        mask = np.zeros(run.index.n, dtype=bool)
+        mask[rows[picked]] = True
+        out.append(Baseline(name, f"{about}, of each prompt as many as this run kept of it", mask))
     return out
 
 

@@ -7,6 +7,7 @@ between light and dark.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -419,3 +420,56 @@ def intervals(title: str, spans: Mapping[str, Sequence[float]], *, axis: str, ta
     }
     alt = f"Median, middle half and middle nine tenths of {title} in {len(rows)} selections."
     return Chart(title, spec, alt, table)
+
+
+# -- how columns go together -------------------------------------------------------------------------------------------
+
+
+def correlations(title: str, names: Sequence[str], rho: NDArray[np.float64], *, table: Table) -> Chart:
+    """A square a pair of columns, the darker the nearer |ρ| is to 1; ``rho`` is (m, m), NaN where it is none."""
+    labels = short(names, 26)
+    rows = []
+    for i, line in enumerate(rho):
+        for j, value in enumerate(line):
+            if i == j or math.isnan(value):
+                continue
+            tip = f"{names[i]} and {names[j]}: {value:.2f}"
+            sign = "positive" if value >= 0 else "negative"
+            rows.append(
+                {
+                    "a": labels[i],
+                    "b": labels[j],
+                    "size": abs(float(value)),
+                    "sign": sign,
+                    "rho": f"{value:.2f}",
+                    "tip": tip,
+                }
+            )
+    axis = {"title": None, "type": "nominal", "sort": labels, "scale": {"domain": labels}}
+    place = {
+        "y": {"field": "a", **axis, "axis": {"ticks": False, "domain": False}},
+        "x": {"field": "b", **axis, "axis": {"ticks": False, "domain": False, "orient": "bottom", "labelAngle": -40}},
+        "description": {"field": "tip"},
+    }
+    colour = {
+        "field": "sign",
+        "type": "nominal",
+        "scale": {"domain": ["positive", "negative"], "range": ["var(--c0)", "var(--c1)"]},
+        "legend": {"orient": "bottom"},
+    }
+    shade = {
+        "field": "size",
+        "type": "quantitative",
+        "scale": {"domain": [0, 1], "range": [0.04, 0.85]},
+        "legend": None,
+    }
+    layer: list[dict[str, Any]] = [{"mark": "rect", "encoding": {**place, "color": colour, "opacity": shade}}]
+    if len(names) <= 9:  # more have no room for it on a narrow screen; the tips and the table have them all
+        said = {
+            "mark": {"type": "text", "color": "var(--ink)", "fontSize": 10},
+            "encoding": {**place, "text": {"field": "rho"}},
+        }
+        layer.append(said)
+    spec = {"data": values(rows), "height": {"step": 26}, "layer": layer}
+    alt = f"Rank correlations of {len(names)} columns with each other."
+    return Chart(title, spec, alt, table, wide=True)

@@ -185,7 +185,8 @@ def _budgets(selector: Selector, pool: Pool, everything: Selection) -> None:
             f"quota, {pool.what} pool, k={k}: uniform shares gave {counts}."
         )
     if reach:
-        ranked = pool.cost[_choose(selector, pool, Budget(tokens=0)).order]
+        held = int(pool.cost[everything.order].sum())
+        ranked = pool.cost[_choose(selector, pool, Budget(tokens=held)).order]
         for tokens in np.unique(np.linspace(ranked[0], ranked.sum(), 7).astype(int)):
             chosen = _choose(selector, pool, Budget(tokens=int(tokens)))
             _law_1(chosen, pool, chosen.size)
@@ -221,8 +222,25 @@ def _refusals(selector: Selector, pool: Pool) -> None:
         for bad in (np.nan, np.inf):
             spoilt = x.copy()
             spoilt[3] = bad
+            if selector.leaves_out_nan:
+                spoilt[3, 0] = 0.0  # in part: neither there nor not
             refuses(f"{bad} in {selector.x_name}", spoilt)
         refuses("text", np.full(x.shape, "high"))
         refuses("another number of dimensions", x[None])
     if selector.needs_groups:
         refuses("no groups", x, groups=None)
+    if selector.leaves_out_nan:
+        _leaves_out_nan(selector, pool)
+
+
+def _leaves_out_nan(selector: Selector, pool: Pool) -> None:
+    """A row that is NaN throughout has a reason, and the others are chosen as if it were not there."""
+    x = pool.x(selector).copy()
+    x[3] = np.nan
+    rest = np.delete(np.arange(pool.n), 3)
+    given = {"quality": pool.quality, "groups": pool.groups, "cost": pool.cost}
+    for k in (None, pool.n // 2):
+        chosen = selector.select(x, k, **given)
+        assert chosen.excluded[3] and chosen.why_not and 3 not in chosen.order, f"k={k}: a row of NaN was not left out."
+        without = selector.select(x[rest], k, **{name: array[rest] for name, array in given.items()})
+        assert np.array_equal(rest[without.indices], chosen.indices), f"k={k}: a row of NaN changed the choice."

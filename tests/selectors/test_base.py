@@ -130,7 +130,7 @@ def test_a_selector_that_is_not_nested_orders_what_was_asked():
     chosen = FirstHalf().select(np.ones(5), 3)
     assert chosen.indices.tolist() == [2, 1, 0]
     assert not chosen.excluded.any()
-    assert chosen.reasons().tolist() == [None, None, None, *["not among the rows that were ranked"] * 2]
+    assert chosen.reasons().tolist() == [None, None, None, *["after the last row kept, in the order of choice"] * 2]
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------

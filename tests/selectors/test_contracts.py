@@ -24,6 +24,15 @@ SETTINGS = {
         {"clusters": 3, "quality_scale": "proportional"},
         {"clusters": 50, "quality_scale": "exp", "balance": "equal", "iterations": 2},
     ],
+    "less": [
+        {},
+        {"targets": list("aabbbc")},
+        {"targets": list("abacab"), "aggregate": "mean"},
+        {"aggregate": "max"},
+        {"aggregate": "sum"},
+    ],
+    "bids": [{}, {"clip": 1.5}],
+    "round-robin": [{}, {"targets": list("aabbbc")}, {"targets": list("abcdef")}, {"targets": list("abacab"), "within": "mean"}],
 }
 
 
