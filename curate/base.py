@@ -534,7 +534,7 @@ class Selector(Parameters, ABC):
         inputs = Inputs(n=n, x=numbers, quality=quality, groups=labels, group_names=names, cost=costs, limits=limits)
         reach = n if limit is None else limit
         if costs is not None and quota is None:  # one row more than any order can pay for
-            assert budget is not None
+            assert budget is not None and budget.tokens is not None
             reach = min(n, 1 + int(np.searchsorted(np.cumsum(np.sort(costs)), budget.tokens, side="right")))
         ranking = self._rank(inputs, reach)
 

@@ -47,6 +47,8 @@ class Group:
 
     length: int
     rows: tuple[int, ...]
+    own: int
+    """Tokens of all its rows after the beginning."""
 
 
 def groups(ids: Sequence[NDArray[np.integer]], first: Sequence[int], lengths: NDArray[np.int64]) -> list[Group]:
@@ -85,21 +87,26 @@ def groups(ids: Sequence[NDArray[np.integer]], first: Sequence[int], lengths: ND
     while j:
         i = cut[j]
         if j - i > 1:
-            found.append(Group(min(first[order[i]], *common[i + 1 : j]), tuple(order[i:j])))
+            length, rows = min(first[order[i]], *common[i + 1 : j]), order[i:j]
+            found.append(Group(length, tuple(rows), int(lengths[rows].sum()) - length * len(rows)))
         j = i
     return found
 
 
 def batches(found: Sequence[Group], budget: int) -> list[list[Group]]:
-    """Return the groups in batches whose beginnings, padded to the longest, are ``budget`` tokens at most.
+    """Return the groups in batches of ``budget`` tokens, the longest beginning first.
 
-    They are of nearly one length (``PADDING``); each batch starts with its longest.
+    Beginnings that are computed together are of nearly one length (``PADDING``).  A group may be larger alone; what
+    follows the beginnings is then computed in several passes.
     """
     out: list[list[Group]] = []
+    tokens = 0
     for group in sorted(found, key=lambda group: -group.length):
-        longest = out[-1][0].length if out else 0
-        if group.length < (1 - PADDING) * longest or not out or (len(out[-1]) + 1) * longest > budget:
+        longest = out[-1][0].length if out else group.length
+        tokens += longest + group.own
+        if not out or group.length < (1 - PADDING) * longest or tokens > budget:
             out.append([])
+            tokens = group.length + group.own
         out[-1].append(group)
     return out
 

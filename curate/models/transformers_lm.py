@@ -269,8 +269,9 @@ class TransformersLM(CausalLM):
         """Write the answers of the rows of some groups into their places; without sharing if memory does not allow."""
         import torch
 
-        if len(batch) > 1 and len(batch) * batch[0].length > self.batch_tokens:  # which was halved in the meantime
-            for part in batches(batch, self.batch_tokens):
+        parts = batches(batch, self.batch_tokens)  # which may have been halved since
+        if len(parts) > 1:
+            for part in parts:
                 self._score_shared(part, call)
             return
         try:

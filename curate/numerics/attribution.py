@@ -219,7 +219,10 @@ def _check_made(pool: Mapping[str, Any], targets: Mapping[str, Any], checkpoint:
 
 def _read_targets(parts: list[_Part], cosine: bool) -> NDArray[np.float32]:
     """Return the targets (M, d), divided by their lengths if cosines are asked."""
-    rows = np.concatenate([part.read(0, part.shape[0]) for part in parts])
+    rows = np.concatenate(
+        [np.empty((0, parts[0].shape[1] if parts else 0), dtype=np.float32)]
+        + [part.read(0, part.shape[0]) for part in parts]
+    )
     if not rows.size:
         raise InputError(f"attribution: at least one target was asked, features of shape {rows.shape} were found.")
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
@@ -299,11 +302,11 @@ def _blocks(parts: list[_Part]) -> Iterator[tuple[_Part, int, int, int]]:
 
 
 def _products(rows: NDArray[np.float32], aims: NDArray[np.float32], cosine: bool) -> NDArray[np.float32]:
-    """Return the products or cosines of rows (b, d), which are overwritten, with targets (M, d); NaN where undefined."""
+    """Return the products or cosines of rows (b, d), which are overwritten, with targets (M, d), or rows of NaN."""
     with np.errstate(all="ignore"):
         if cosine:
             square = np.einsum("nd,nd->n", rows, rows)
-            # Too long or too short for float32 squares, or not a number, or 0: a row's scale does not change its cosine.
+            # Too long or short for squares in float32 (scaling changes no cosine), or 0, or not a number.
             odd = np.flatnonzero(~((square > 1e-30) & (square < 1e30)))
             rows[odd] /= np.abs(rows[odd]).max(axis=1, keepdims=True)
             square[odd] = np.einsum("nd,nd->n", rows[odd], rows[odd])

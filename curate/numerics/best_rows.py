@@ -22,8 +22,8 @@ class BestRows:
     """For each column of ``a`` the open row with the highest key; of equal ones the lowest row.
 
     A column's rows are put in order only as far as they are asked for.  One pass over the matrix, in blocks of rows,
-    finds the ``depth`` best open rows of every column.  A column that has used all of its own up has seen ``depth`` rows
-    closed, so closing k rows takes at most 1 + k / depth passes; each looks at the open rows only.
+    finds the ``depth`` best open rows of every column.  By the time that a column has used its own up, ``depth`` rows
+    were closed, so closing k rows takes at most 1 + k / depth passes; each looks at the open rows only.
 
     Parameters
     ----------
@@ -96,14 +96,14 @@ class BestRows:
         """
         n, m = self._a.shape
         self._complete = self._left <= self._depth
-        size = np.zeros(m, dtype=np.int64)
+        size = [0] * m
         floor = np.full(m, -np.inf, dtype=self._values.dtype)
         for start in range(0, n, self._block):
             block = self._a[start : start + self._block]
             above = block > floor
             above &= self._open[start : start + len(block), None]
             by_column = np.ascontiguousarray(above.T)
-            for j in np.flatnonzero(by_column.any(axis=1)):
+            for j in np.flatnonzero(by_column.any(axis=1)).tolist():
                 new = np.flatnonzero(by_column[j])
                 if size[j] + new.size > self._rows.shape[1]:
                     size[j] = self._thin(j, size[j])

@@ -44,13 +44,16 @@ class Standardised:
         """
         n, m = a.shape
         there = np.empty(n, dtype=bool)
-        count, mean, square = 0, np.zeros(m), np.zeros(m)
+        count, shift, mean, square = 0, np.zeros(m), np.zeros(m), np.zeros(m)
         for start, block in _blocks(a):
             is_there = there[start : start + len(block)] = ~np.isnan(block[:, 0])
             block = block.astype(np.float64) if is_there.all() else block[is_there].astype(np.float64)
             if not len(block):
                 continue
             # Means and squares of two parts make those of both (Chan, Golub & LeVeque 1983): no cancellation.
+            if not count:
+                shift = block[0].copy()  # then a constant column is 0 without rounding, however many rows are added up
+            block -= shift
             own = block.mean(axis=0)
             block -= own
             with np.errstate(over="ignore", invalid="ignore"):
@@ -67,7 +70,8 @@ class Standardised:
             )
         scale = np.sqrt(square / max(1, count - 1))
         rounding = np.finfo(a.dtype if a.dtype.kind == "f" else np.float64).eps
-        scale[scale <= 4 * rounding * np.abs(mean)] = np.inf
+        mean += shift
+        scale[scale <= rounding * np.abs(mean)] = np.inf
         return cls(mean, scale, there, clip)
 
     def __call__(self, values: NDArray, columns: NDArray | slice = slice(None)) -> NDArray[np.float64]:
@@ -136,7 +140,7 @@ def bids(
     References
     ----------
     Dai, Zhang, Ma & Peng 2025, "Improving Influence-based Instruction Tuning Data Selection for Balanced Learning of
-    Diverse Capabilities" (arXiv:2501.12147), section 4.  Its σ is read as the sample standard deviation.
+    Diverse Capabilities" (arXiv:2501.12147).  Its σ is read as the sample standard deviation.
     """
     a = np.asarray(a)
     standard = Standardised.of(a, clip=clip) if standard is None else standard

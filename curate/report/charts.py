@@ -427,28 +427,26 @@ def intervals(title: str, spans: Mapping[str, Sequence[float]], *, axis: str, ta
 
 def correlations(title: str, names: Sequence[str], rho: NDArray[np.float64], *, table: Table) -> Chart:
     """A square a pair of columns, the darker the nearer |ρ| is to 1; ``rho`` is (m, m), NaN where it is none."""
-    labels = short(names, 26)
+    numbers = [str(i) for i in range(1, len(names) + 1)]  # names stand once, in front: below, they would not fit
+    labels = [f"{name} {number}" for name, number in zip(short(names), numbers, strict=True)]
     rows = []
     for i, line in enumerate(rho):
         for j, value in enumerate(line):
             if i == j or math.isnan(value):
                 continue
-            tip = f"{names[i]} and {names[j]}: {value:.2f}"
-            sign = "positive" if value >= 0 else "negative"
-            rows.append(
-                {
-                    "a": labels[i],
-                    "b": labels[j],
-                    "size": abs(float(value)),
-                    "sign": sign,
-                    "rho": f"{value:.2f}",
-                    "tip": tip,
-                }
-            )
-    axis = {"title": None, "type": "nominal", "sort": labels, "scale": {"domain": labels}}
+            sign, said = "positive" if value >= 0 else "negative", f"{value:.2f}"
+            tip = f"{names[i]} and {names[j]}: {said}"
+            rows.append({"a": labels[i], "b": numbers[j], "size": abs(value), "sign": sign, "rho": said, "tip": tip})
+    bare = {"ticks": False, "domain": False}
     place = {
-        "y": {"field": "a", **axis, "axis": {"ticks": False, "domain": False}},
-        "x": {"field": "b", **axis, "axis": {"ticks": False, "domain": False, "orient": "bottom", "labelAngle": -40}},
+        "y": {"field": "a", "type": "nominal", "title": None, "scale": {"domain": labels}, "axis": bare},
+        "x": {
+            "field": "b",
+            "type": "nominal",
+            "title": None,
+            "scale": {"domain": numbers},
+            "axis": {**bare, "orient": "top", "labelAngle": 0},
+        },
         "description": {"field": "tip"},
     }
     colour = {
@@ -465,11 +463,8 @@ def correlations(title: str, names: Sequence[str], rho: NDArray[np.float64], *, 
     }
     layer: list[dict[str, Any]] = [{"mark": "rect", "encoding": {**place, "color": colour, "opacity": shade}}]
     if len(names) <= 9:  # more have no room for it on a narrow screen; the tips and the table have them all
-        said = {
-            "mark": {"type": "text", "color": "var(--ink)", "fontSize": 10},
-            "encoding": {**place, "text": {"field": "rho"}},
-        }
-        layer.append(said)
+        mark = {"type": "text", "color": "var(--ink)", "fontSize": 10}
+        layer.append({"mark": mark, "encoding": {**place, "text": {"field": "rho"}}})
     spec = {"data": values(rows), "height": {"step": 26}, "layer": layer}
     alt = f"Rank correlations of {len(names)} columns with each other."
     return Chart(title, spec, alt, table, wide=True)

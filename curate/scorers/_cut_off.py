@@ -34,7 +34,7 @@ WORDS, SENTENCES, LINES = 4, 2, 3
 _FENCE = re.compile(r"\s*(`{3,}|~{3,})(.*)")
 _ITEM = re.compile(r"\s*(?:[-*+•·–]|\(?\d{1,3}[.):]|\(?[A-Za-z][.)])\s")
 # Not after a single letter or digit ("J. Smith", "2. Then"), a doctor or a mister.
-_STOP = re.compile(r"[.!?…]+[\"'”’»)\]*_]*(?=\s)|[。！？｡]+[”’」』）]*|[؟۔।॥។։]+")
+_STOP = re.compile(r"(?<!\b[A-Za-z0-9])(?<!\b[DM]r)[.!?…]+[\"'”’»)\]*_]*(?=\s)|[。！？｡]+[”’」』）]*|[؟۔।॥។։]+")
 _BLANK = " \t\r\n\f\v\u00a0\u3000\ufe0f"  # the last one asks for an emoji in colour
 _CLOSERS = "\"'”’»)]*_`」』）"
 _ADDRESS = re.compile(r"(?:\S*(?:/|@|www\.)|#)\S*\Z")
@@ -100,15 +100,17 @@ def _signs(lines: list[str]) -> bool:
 
 
 def _others_end(lines: list[str]) -> bool:
+    """Whether the sentences before the last, in its line or in lines of its kind, have an end."""
     *before, last = lines
-    ends = [found.end() for found in _STOP.finditer(last)]
-    item = bool(_ITEM.match(last))
-    if ends and item and _ITEM.match(last[: ends[0]] + " "):  # the point of "1. " ends no sentence
-        ends = ends[1:] if _words(last[: ends[0]]) < 2 else ends
-    if len(ends) >= SENTENCES and _words(last[ends[-1] :]) >= WORDS:
+    item = _ITEM.match(last)
+    body = last[item.end() :] if item else last  # the point of "10. " ends no sentence
+    ends = [found.end() for found in _STOP.finditer(body)]
+    if len(ends) >= SENTENCES and _words(body[ends[-1] :]) >= WORDS:
         return True
     alike = [
-        line for line in before if bool(_ITEM.match(line)) == item and line[-1] not in ":：" and _words(line) >= WORDS
+        line
+        for line in before
+        if bool(_ITEM.match(line)) == bool(item) and line[-1] not in ":：" and _words(line) >= WORDS
     ]
     stops = sum(map(_ends_sentence, alike))
     return stops >= LINES and stops >= 0.9 * len(alike)

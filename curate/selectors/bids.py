@@ -36,7 +36,7 @@ class BIDS(Selector):
     leaves_out_nan: ClassVar[bool] = True
 
     clip: float | None = None
-    """Limit on abs(Â), in standard deviations, so that one outlier of a noisy target does not lead; the paper has none."""
+    """Limit on abs(Â), in standard deviations, so that no outlier of a noisy target leads; the paper has none."""
 
     def __post_init__(self) -> None:
         if self.clip is not None and not self.clip > 0:

@@ -30,7 +30,7 @@ class LESS(Selector):
     References
     ----------
     Xia, Malladi, Gururangan, Arora & Chen 2024, "LESS: Selecting Influential Data for Targeted Instruction Tuning"
-    (arXiv:2402.04333), section 4.  ``max`` and ``sum`` are the rivals that BIDS is compared with (arXiv:2501.12147).
+    (arXiv:2402.04333).  ``max`` and ``sum`` are the rivals that BIDS is compared with (arXiv:2501.12147).
     """
 
     name: ClassVar[str] = "less"
@@ -64,4 +64,6 @@ class LESS(Selector):
         if self.aggregate in ("max", "sum"):
             return aggregate(x, together, self.aggregate)[:, 0].astype(np.float64)
         means = aggregate(x, subtasks, "mean")
-        return means.max(axis=1) if self.aggregate == "mean-max" else aggregate(means, np.zeros(means.shape[1], dtype=np.int64), "mean")[:, 0]
+        if self.aggregate == "mean-max":
+            return means.max(axis=1)
+        return aggregate(means, np.zeros(means.shape[1], dtype=np.int64), "mean")[:, 0]

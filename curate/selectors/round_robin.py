@@ -23,7 +23,7 @@ class RoundRobin(Selector):
     References
     ----------
     Ivison, Zhang, Brahman, Koh & Dasigi 2025, "Practical Large-Scale Data Selection for Instruction Tuning"
-    (arXiv:2503.01807), section 3.
+    (arXiv:2503.01807).
     """
 
     name: ClassVar[str] = "round-robin"

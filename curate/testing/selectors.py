@@ -238,7 +238,7 @@ def _leaves_out_nan(selector: Selector, pool: Pool) -> None:
     x = pool.x(selector).copy()
     x[3] = np.nan
     rest = np.delete(np.arange(pool.n), 3)
-    given = {"quality": pool.quality, "groups": pool.groups, "cost": pool.cost}
+    given: dict[str, Any] = {"quality": pool.quality, "groups": pool.groups, "cost": pool.cost}
     for k in (None, pool.n // 2):
         chosen = selector.select(x, k, **given)
         assert chosen.excluded[3] and chosen.why_not and 3 not in chosen.order, f"k={k}: a row of NaN was not left out."

@@ -150,9 +150,10 @@ def test_no_division_into_groups_saves_more(data: Any) -> None:
 
 
 def test_batches_hold_the_budget() -> None:
-    found = [Group(n, (0, 1)) for n in (10, 300, 39, 1200, 290, 40, 290)]
+    found = [Group(n, (0, 1), 50) for n in (10, 300, 39, 1200, 290, 40, 290)]
     cut = batches(found, 700)
     assert [[g.length for g in batch] for batch in cut] == [[1200], [300, 290], [290], [40, 39], [10]]
+    assert [len(batch) for batch in batches(found, 699)] == [1, 1, 2, 2, 1]
 
 
 # --- the same numbers ------------------------------------------------------------------------------------------------
@@ -163,6 +164,7 @@ def test_every_quantity_is_that_of_rows_computed_alone(
 ) -> None:
     assert lm.shares and not plain.shares
     rows, _ = shuffled(candidates([40, 60, 33, 60, 90], 6) + rows_of(12))
+    rows += candidates([80, 83, 81], 2, longest=4)  # beginnings of three lengths in one batch
     expected = plain.forward(rows, OF_TOKENS)
     found = lm.forward(rows, OF_TOKENS)
     assert sum(seen) < 0.75 * sum(ids.size for ids, _ in rows)  # it did share

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -191,3 +192,45 @@ def test_what_cannot_be_combined(columns, more, said):
     with pytest.raises(InputError) as error:
         combine(columns, **more)
     assert said in str(error.value)
+
+
+# -- winsorising -------------------------------------------------------------------------------------------------------
+
+
+def winsorised(column: list[float], share: Fraction) -> list[float]:
+    """The k lowest and the k highest values, brought to the next one; as a sort."""
+    k = int(share * len(column))
+    ordered = sorted(column)
+    return [min(max(x, ordered[k]), ordered[-1 - k]) for x in column] if column else []
+
+
+@pytest.mark.parametrize("method", METHODS)
+@given(rows=TABLES, percent=st.integers(0, 49))
+def test_winsorising_is_combining_what_was_winsorised(method, rows, percent):
+    columns = table(rows)
+    brought = {name: np.array(winsorised(c.tolist(), Fraction(percent, 100))) for name, c in columns.items()}
+    found = combine(columns, method=method, directions=HIGHER, winsorise=percent / 100)
+    np.testing.assert_array_equal(found, combine(brought, method=method, directions=HIGHER))
+
+
+def test_an_outlier_does_not_set_the_ideal():
+    """1,000 rows, one of them far out: without winsorising TOPSIS cannot tell the others apart."""
+    x = np.r_[np.arange(999.0), 1e9]
+    plain, held = (combine({"a": x}, method="topsis", winsorise=share) for share in (0.0, 0.001))
+    assert np.ptp(plain[:999]) < 1e-5
+    assert held[0] == held[1] == 0 and held[997] < held[998] == held[999] == 1
+    np.testing.assert_allclose(held[1:998], np.arange(0, 997) / 997, atol=1e-12)  # between the next to the ends
+
+
+def test_a_share_of_rows_is_exact():
+    """29% of 100 rows are 29, although 0.29 · 100 is 28.999999999999996 in floats; below one row nothing moves."""
+    x = np.arange(100.0)
+    assert combine({"a": x}, method="minmax", winsorise=0.29).tolist() == pytest.approx(np.clip((x - 29) / 41, 0, 1))
+    np.testing.assert_array_equal(combine({"a": x}, winsorise=0.0099), combine({"a": x}))
+
+
+@pytest.mark.parametrize("share", [-0.1, 0.5, math.nan])
+def test_a_share_that_cannot_be_brought_in(share):
+    with pytest.raises(InputError) as error:
+        combine({"a": [1.0]}, winsorise=share)
+    assert str(error.value) == f"combine: winsorise is a share of at least 0 and below 0.5; found {share}."

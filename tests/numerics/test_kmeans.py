@@ -116,7 +116,7 @@ def test_an_iteration_never_raises_the_inertia():
         x = rng_for(seed, "rise").normal(size=(200, 4)).astype(np.float32)
         centroids = np.concatenate([x[:6], np.full((3, 4), 50.0 + seed, dtype=np.float32)])  # three that no row is near
         shift, history = np.zeros(4, dtype=np.float32), []
-        with module._Blocks(1) as blocks:
+        with module.Blocks(1) as blocks:
             for _ in range(15):
                 labels, distances = module._assign(blocks, x, shift, centroids)
                 history.append(distances.sum())
@@ -144,7 +144,7 @@ def test_fewer_distinct_rows_than_clusters(n, k, distinct):
 
 def test_equally_near_centroids_go_to_the_lowest():
     x = np.array([[0.0], [1.0], [0.5]], dtype=np.float32)
-    with module._Blocks(1) as blocks:
+    with module.Blocks(1) as blocks:
         labels, _ = module._assign(
             blocks, x, np.zeros(1, np.float32), np.array([[1.0], [0.0], [0.0]], dtype=np.float32)
         )

@@ -47,7 +47,9 @@ def test_together_and_alone_give_the_same_sidecars(made: Path, tiny_model: Path,
     assert together.manifest["stages"]["ifd"]["together_with"] == ["likelihood", "donod"]
     assert together.manifest["stages"]["plain"]["together_with"] == []
     engine = together.manifest["stages"]["donod"]["engines"]
-    assert [(e["backend"].split()[0], e["dtype"], e["template"]) for e in engine] == [("transformers", "float32", "chat")]
+    assert [(e["backend"].split()[0], e["dtype"], e["template"]) for e in engine] == [
+        ("transformers", "float32", "chat")
+    ]
     for name in names:
         alone = run(made, tmp_path / name, scorers=scorers(tiny_model, name), select=[], shard_rows=16)
         a, b = scores(together, name), scores(alone, name)
@@ -70,7 +72,9 @@ def test_a_scorer_that_joins_later_computes_itself_alone(
         return whole(cls, its, examples)
 
     monkeypatch.setattr(ForwardScorer, "score_together", classmethod(spy))
-    job = run(made, tmp_path / "run", scorers=scorers(tiny_model, "likelihood", "donod", "rds"), select=[], shard_rows=16)
+    job = run(
+        made, tmp_path / "run", scorers=scorers(tiny_model, "likelihood", "donod", "rds"), select=[], shard_rows=16
+    )
     parts = done["likelihood"]
     assert computed(job) == {**done, "donod": parts, "rds": parts}
     assert asked == [["donod", "hidden-states"]] * parts
@@ -79,7 +83,9 @@ def test_a_scorer_that_joins_later_computes_itself_alone(
 
     (mark,) = Path(job.store.root, ".curate/done").glob("donod-*")
     sorted(mark.glob("*.json"))[0].unlink()
-    again = run(made, tmp_path / "run", scorers=scorers(tiny_model, "likelihood", "donod", "rds"), select=[], shard_rows=16)
+    again = run(
+        made, tmp_path / "run", scorers=scorers(tiny_model, "likelihood", "donod", "rds"), select=[], shard_rows=16
+    )
     assert computed(again)["donod"] == parts + 1 and computed(again)["rds"] == parts
 
 

@@ -66,9 +66,7 @@ def assert_close(got: pa.Table, wanted: pa.Table, tolerance: float = 1e-5) -> No
 # -- one pass, many scores -----------------------------------------------------------------------------------------------
 
 
-def test_together_is_as_alone_and_the_model_runs_once_a_view(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_together_is_as_alone_and_the_model_runs_once_a_view(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
         *pool(20)["messages"].to_pylist(),
         ask("a", "b", train=False),
@@ -81,7 +79,9 @@ def test_together_is_as_alone_and_the_model_runs_once_a_view(
     calls = []
     lm = scorers[0]._lm
     forward = lm.forward
-    monkeypatch.setattr(lm, "forward", lambda rows, wants: calls.append((len(rows), set(wants))) or forward(rows, wants))
+    monkeypatch.setattr(
+        lm, "forward", lambda rows, wants: calls.append((len(rows), set(wants))) or forward(rows, wants)
+    )
     assert len({scorer.shared_work() for scorer in scorers}) == 1
     together = type(scorers[0]).score_together(scorers, examples)
     assert calls == [
@@ -170,7 +170,9 @@ def test_nuclear_norm_is_the_sum_of_singular_values(positions: str, tiny_model: 
 # -- IFD -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("template", [UNMARKED, GENERATION, CHATML, None], ids=["unmarked", "generation", "chatml", "plain"])
+@pytest.mark.parametrize(
+    "template", [UNMARKED, GENERATION, CHATML, None], ids=["unmarked", "generation", "chatml", "plain"]
+)
 def test_the_response_alone_is_its_own_tokens_after_the_header(template: str | None, tmp_path: Path) -> None:
     folder = save_tiny_model(tmp_path / "model", tokenizer=tiny_tokenizer(template))
     tokenizer = tiny_tokenizer(template)
@@ -207,9 +209,7 @@ def test_a_response_that_nothing_stands_before_has_no_ifd(tmp_path: Path) -> Non
     folder = save_tiny_model(tmp_path / "bare", tokenizer=tiny_tokenizer(bare))
     examples = table([ask("a", "b")])
     out = make(IFD, folder).score(examples)
-    assert out["reason"].to_pylist() == [
-        "nothing stands before the response alone: no header in the template, no BOS"
-    ]
+    assert out["reason"].to_pylist() == ["nothing stands before the response alone: no header in the template, no BOS"]
     likelihood = make(TargetLikelihood, folder)
     together = TargetLikelihood.score_together([likelihood, make(IFD, folder)], examples)
     assert together[0]["reason"].to_pylist() == [None]  # what one scorer lacks is not missing for another
@@ -225,7 +225,9 @@ def test_long_rows_are_dropped_cut_or_stop_the_run(tiny_model: Path) -> None:
     rows = encoded(tiny_model, examples)
     limit = rows[1].ids.size - 3
     dropped = make(TargetLikelihood, tiny_model, max_tokens=limit).score(examples)
-    assert dropped["reason"].to_pylist() == [None, f"longer than max_tokens={limit}"] and "cut" not in dropped.column_names
+    assert (
+        dropped["reason"].to_pylist() == [None, f"longer than max_tokens={limit}"] and "cut" not in dropped.column_names
+    )
 
     cut = make(TargetLikelihood, tiny_model, max_tokens=limit, long_rows="truncate").score(examples)
     assert cut["reason"].to_pylist() == [None, None] and cut["cut"].to_pylist() == [0, 3]

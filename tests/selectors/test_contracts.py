@@ -32,7 +32,12 @@ SETTINGS = {
         {"aggregate": "sum"},
     ],
     "bids": [{}, {"clip": 1.5}],
-    "round-robin": [{}, {"targets": list("aabbbc")}, {"targets": list("abcdef")}, {"targets": list("abacab"), "within": "mean"}],
+    "round-robin": [
+        {},
+        {"targets": list("aabbbc")},
+        {"targets": list("abcdef")},
+        {"targets": list("abacab"), "within": "mean"},
+    ],
 }
 
 

@@ -178,3 +178,54 @@ def test_the_order_of_candidates_does_not_matter(seed):
     order = rng.permutation(40)
     moved = BestPerPrompt().select(x[order], groups=groups[order])
     assert order[moved.indices].tolist() == BestPerPrompt().select(x, groups=groups).indices.tolist()
+
+
+def test_as_many_as_the_prompt_had_by_hand():
+    """p keeps two, q none, r all of its one row though it might keep three."""
+    prompts = ["p", "q", "p", "p", "q", "r"]
+    limits = np.array([2, 0, 2, 2, 0, 3])
+    x = [1.0, 5.0, 3.0, 2.0, 4.0, 0.0]
+    chosen = BestPerPrompt().select(x, groups=prompts, limits=limits)
+    assert chosen.indices.tolist() == [2, 3, 5]
+    beaten, none = (
+        "as many other responses to the same prompt as it may keep came before it",
+        "its prompt may keep no response",
+    )
+    assert chosen.reasons().tolist() == [beaten, none, None, None, none, None]
+    named = BestPerPrompt(as_in="original").select(x, groups=prompts, limits=limits)
+    assert named.indices.tolist() == [2, 3, 5] and named.reasons()[1] == "its prompt has no response in original"
+    assert BestPerPrompt(as_in="original").limits_from == "original" and BestPerPrompt().limits_from is None
+
+
+@given(SCORES, st.integers(0, 50))
+def test_limits_of_one_number_are_per_prompt(x, seed):
+    groups = np.random.default_rng(seed).integers(0, 6, x.size)
+    for r in (1, 2, 3):
+        limited = BestPerPrompt().select(x, groups=groups, limits=np.full(x.size, r))
+        assert limited.indices.tolist() == BestPerPrompt(per_prompt=r).select(x, groups=groups).indices.tolist()
+
+
+@given(SCORES, st.integers(1, 4), st.integers(0, 50))
+def test_prompts_of_too_few_candidates_keep_none(x, least, seed):
+    groups = np.random.default_rng(seed).integers(0, 6, x.size)
+    chosen = BestPerPrompt(min_candidates=least).select(x, groups=groups)
+    sizes = np.bincount(groups, minlength=6)
+    assert sorted(groups[chosen.indices].tolist()) == np.flatnonzero(sizes >= max(1, least)).tolist()
+    few = f"its prompt has fewer than {least} responses to choose among"
+    assert [reason == few for reason in chosen.reasons()] == (sizes[groups] < least).tolist()
+
+
+@pytest.mark.parametrize(
+    ("params", "given", "said"),
+    [
+        ({"min_candidates": 0}, {}, "BestPerPrompt: min_candidates of at least 1 was asked, 0 was found."),
+        ({"as_in": "a", "per_prompt": 2}, {}, "BestPerPrompt: as_in='a' and per_prompt=2; one of them was asked."),
+        ({"as_in": "a"}, {}, "BestPerPrompt: as_in='a' needs limits=, for each row the number of responses that its prompt had there; a recipe counts them."),
+        ({}, {"limits": [1, 1]}, "BestPerPrompt: limits has 2 rows, the pool has 3."),
+        ({}, {"limits": [1, np.nan, 1]}, "BestPerPrompt: limits holds NaN or infinity, first at row 1 of 3; drop or score those rows first."),
+    ],
+)  # fmt: skip
+def test_limits_that_cannot_be_meant(params, given, said):
+    with pytest.raises(InputError) as error:
+        BestPerPrompt(**params).select([1.0, 2.0, 3.0], groups=["p", "p", "q"], **given)
+    assert str(error.value) == said
