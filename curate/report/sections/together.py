@@ -52,10 +52,12 @@ def sections(view: View) -> list[Section]:
 
 def _combinations(view: View) -> dict[str, NDArray[np.float64]]:
     """Return what steps judged by and no file of scores has: of each row the number that it was judged by last."""
-    judged = view.pool["score_name"].to_list()
+    import polars as pl
+
+    judged = view.pool["score_name"].cast(pl.String)
+    found = sorted(set(judged.unique().drop_nulls()) - set(view.columns))
     score = view.pool["score"].to_numpy()
-    found = sorted({name for name in judged if name is not None} - set(view.columns))
-    return {name: np.where([j == name for j in judged], score, np.nan) for name in found}
+    return {name: np.where((judged == name).fill_null(False).to_numpy(), score, np.nan) for name in found}
 
 
 def _chosen(view: View, names: list[str]) -> list[str]:
