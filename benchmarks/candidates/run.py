@@ -1,6 +1,6 @@
 """What GRAPE's choice does to quality and to length, among candidates whose quality is known.
 
-    python benchmarks/candidates/run.py --candidates FOLDER     # three quarters of an hour on two cores
+    python benchmarks/candidates/run.py --candidates FOLDER     # three quarters of an hour on one core
 
 Of each prompt's candidates one is chosen: by GRAPE's score under a base model, with its guards and without, at random,
 by length, and by the judge itself (the best there is).  The folder holds sets of Parquet files with the columns

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from curate.exceptions import InputError
 from curate.models.base import LOGPROBS, QUANTITIES, Quantity
+from curate.urls import refuse_secrets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +78,12 @@ class HTTP:
     key_variable: str = "OPENAI_API_KEY"
     """The environment variable that holds the key; a key never stands in a recipe."""
     cache: str | None = None
-    """Folder of the request cache; by default curate's own in the user's cache folder."""
+    """Folder of the request cache, on a local disk; by default curate's own in the user's cache folder; "off": none."""
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
             raise InputError(f"backend http: url {self.url!r}; http://… or https://… was asked.")
+        refuse_secrets(self.url)
         if self.concurrency < 1 or self.retries < 0 or not self.timeout > 0:
             raise InputError(
                 f"backend http: concurrency={self.concurrency}, retries={self.retries}, timeout={self.timeout}; at "

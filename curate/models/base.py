@@ -65,6 +65,8 @@ class Forward:
     """Nuclear norm (sum of singular values) of the logits at the S positions that predict the scored tokens, (S, V)."""
     logit_norm_all: float | None = None
     """The same of the logits at all T positions, (T, V)."""
+    reason: str | None = None
+    """Why there is none of them: what a backend that refuses the row says."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,7 +130,8 @@ class CausalLM(ABC):
 
         Returns
         -------
-        One ``Forward`` per row, in order; None for a row that alone does not fit into memory.
+        One ``Forward`` per row, in order; None for a row that alone does not fit into memory, and one with nothing but
+        a ``reason`` for a row that the backend refuses.
 
         Raises
         ------

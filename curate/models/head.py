@@ -168,23 +168,17 @@ class Head:
         """Return the sums and each row's gradient, from logits that are computed once and held."""
         import torch
 
-        n, vocabulary = hidden.shape[0], self.linear.weight.shape[0]
-        held = hidden.new_empty((n, vocabulary), dtype=self.linear.weight.dtype)
-        top = at_target = None
-        for i, z in self._blocks(hidden):
-            held[:, i : i + z.shape[1]] = z
-            here, peak = _taken(z, targets, i), z.amax(dim=-1)
-            at_target = here if at_target is None else torch.where(targets >= i, here, at_target)
-            top = peak if top is None else torch.maximum(top, peak)
-        assert top is not None and at_target is not None
+        held = self.linear(hidden)
+        largest = held.amax(dim=-1) if self.scale > 0 else held.amin(dim=-1)
+        top, at_target = (self.finish(_wide(z)) for z in (largest, held.gather(1, targets[:, None])[:, 0]))
         sums = _Sums.nothing(top, at_target)
-        size = max(256, self.block // max(1, n))
-        for i in range(0, vocabulary, size):
+        size = max(256, self.block // max(1, hidden.shape[0]))
+        for i in range(0, held.shape[1], size):
             block = held[:, i : i + size]
-            z = _wide(block) - top[:, None]
+            z = self.finish(_wide(block)) - top[:, None]
             e = _without(torch.exp(z), targets, i)
-            sums.add(e, z, self._bias(i, e.shape[1]))
             block.copy_(e)
+            sums.add(e, z, self._bias(i, e.shape[1]))
         held.scatter_(1, targets[:, None], -sums.rest[:, None].to(held.dtype))
         slope, total = self._slope(sums, targets), sums.total
         pairs, at = [], 0
@@ -277,12 +271,10 @@ class _Sums:
         return _Sums(top, at_target, fade * self.rest, fade * (self.dot + lower * self.rest), fade * self.biased)
 
     def add(self, e: torch.Tensor, z: torch.Tensor | None, bias: torch.Tensor | None) -> None:
-        """Add a block (n, words) of e_v, z_v − top and bias_v; e is 0 at the target."""
-        import torch
-
+        """Add a block (n, words) of e_v, z_v − top and bias_v; e is 0 at the target, and z is overwritten."""
         self.rest += e.sum(dim=-1)
         if z is not None:
-            self.dot += torch.einsum("nv,nv->n", e, z)
+            self.dot += z.mul_(e).sum(dim=-1)  # in the cache: an eighth of the time of a product of vectors
         if bias is not None:
             self.biased += e @ bias
 

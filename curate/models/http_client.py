@@ -1,11 +1,12 @@
 """Requests to a model server: so many at once, each until it is answered or it is clear that it will not be.
 
-A *fault* is what may be otherwise the next time: a busy server (408, 409, 425, 429), a failing one (5xx), silence, a cut
-connection, a body that is no JSON or not what was asked.  The request is sent again after a pause drawn evenly from
-[0, min(30 s, ½ s · 2^attempt)] ("full jitter").  A server that says how long to wait (Retry-After, x-ratelimit-reset…) is
-believed, and then no request of this process is sent before that.  A *refusal* (any other status) is not asked again.
+A *fault* is what may be otherwise the next time: a busy server (408, 409, 425, 429), a failing one (5xx), silence, a
+cut connection, a body that is no JSON or not what was asked.  The request is sent again after a pause drawn evenly from
+[0, min(30 s, ½ s · 2^attempt)] ("full jitter").  A server that says how long to wait (Retry-After, x-ratelimit-reset)
+is believed, and then, as after any 429, no request of this process is sent before that.  A *refusal* (any other status)
+is not asked again.
 
-Faults of rate do not count while other requests are answered: a queue that moves is only a queue.
+429 does not count as an attempt while other requests are answered: a queue that moves is only a queue.
 """
 
 from __future__ import annotations
@@ -141,6 +142,7 @@ class Client:
             If the server wants a key, or every attempt met a fault.
         """
         retries = self._spec.retries if retries is None else retries
+        where = path if path.startswith("http") else self.url + path
         attempt = 0
         while True:
             await self._until_open()
@@ -148,7 +150,7 @@ class Client:
             status, headers = 0, {}
             try:
                 async with asyncio.timeout(self._spec.timeout):
-                    response = await self._http.request(method, self.url + path, json=body)
+                    response = await self._http.request(method, where, json=body)
                 status, headers = response.status_code, response.headers
                 if 200 <= status < 300:
                     found = read(_json(response))
@@ -169,11 +171,11 @@ class Client:
                 attempt = 0
             said = _wait_asked(headers, busy=status == 429) if status else None
             if attempt >= retries or (said or 0.0) > PATIENCE:
-                raise self._given_up(method, path, fault, attempt + 1, said)
+                raise self._given_up(f"{method} {redacted(where)}", fault, attempt + 1, said)
             pause = random.uniform(0, min(LONGEST_PAUSE, PAUSE * 2**attempt))
             attempt += 1
             if said is not None or status == 429:
-                self._opens = max(self._opens, time.monotonic() + (pause if said is None else said))
+                self._opens = max(self._opens, time.monotonic() + (said or pause))
             else:
                 await asyncio.sleep(pause)
 
@@ -194,11 +196,11 @@ class Client:
         state = f"the key in ${name} is not accepted" if self._key else f"${name} is not set"
         return ModelError(f"{self._for}: the server {redacted(self.url)} wants a key, and {state} ({fault}).")
 
-    def _given_up(self, method: str, path: str, fault: str, attempts: int, wait: float | None) -> ModelError:
+    def _given_up(self, asked_for: str, fault: str, attempts: int, wait: float | None) -> ModelError:
         asked = f" It asks to wait {wait:,.0f} s." if wait else ""
         times = f"after {attempts} attempts" if attempts > 1 else "at the first attempt"
         return ModelError(
-            f"{self._for}: {method} {redacted(self.url)}{path} was not answered; {times} the last thing found was: "
+            f"{self._for}: {asked_for} was not answered; {times} the last thing found was: "
             f"{fault}.{asked}{self._kept()}"
         )
 

@@ -45,6 +45,8 @@ class RequestCache:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "requests.sqlite"
+        self.written = 0
+        """Answers put in by this process."""
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.path.touch(mode=0o600)
@@ -95,14 +97,15 @@ class RequestCache:
             self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, _checksum(key, answer) + answer))
         except sqlite3.Error as error:
             raise self._trouble(error) from error
+        self.written += 1
 
     def close(self) -> None:
         self._db.close()
 
     def _trouble(self, error: sqlite3.Error) -> ModelError:
         return ModelError(
-            f"the request cache {str(self.path)!r} cannot be used: {error}. If the disk is full, make room; if the file "
-            "is damaged, delete it (what it held is asked again); or name another folder: "
+            f"the request cache {str(self.path)!r} cannot be used: {error}. If the disk is full, make room; if the "
+            "file is damaged, delete it (what it held is asked again); or name another folder: "
             "backend: {use: http, cache: FOLDER}, or cache: off."
         )
 

@@ -236,10 +236,11 @@ def _run_passes(scorers: Sequence[ForwardScorer], examples: pa.Table) -> list[Pa
         union = frozenset().union(*(scorers[i].needs[view] for i in asking))
         given: list[Forward | None] = [None] * len(rows)
         for (j, row), forward in zip(able, lm.forward([(row.ids, row.mask) for _, row in able], union), strict=True):
-            given[j] = forward
-            if forward is None:
+            why = f"out of memory at {row.ids.size} tokens" if forward is None else forward.reason
+            given[j] = forward if why is None else None
+            if why is not None:
                 for i in asking:
-                    own[i][j] = own[i][j] or f"out of memory at {row.ids.size} tokens"
+                    own[i][j] = own[i][j] or why
         found[view] = given
     return [
         Passes(why, tokens, length, cut, {view: found[view] for view in scorer.needs}, lm.head_norm)
