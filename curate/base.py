@@ -588,9 +588,7 @@ def _pool(x: Any, x_name: str, nan_rows: bool, *, caller: str) -> tuple[NDArray[
     return _check_numbers(array, x_name, len(array), ndim=ndim, nan_rows=nan_rows, caller=caller), len(array)
 
 
-def _check_numbers(
-    values: Any, what: str, n: int, *, ndim: int, nan_rows: bool = False, caller: str
-) -> NDArray[Any]:
+def _check_numbers(values: Any, what: str, n: int, *, ndim: int, nan_rows: bool = False, caller: str) -> NDArray[Any]:
     array = np.asanyarray(values)
     if array.ndim != ndim:
         raise InputError(f"{caller}: {what} of {ndim} dimension(s) was asked, shape {array.shape} was found.")

@@ -263,4 +263,4 @@ def test_the_debug_option_shows_the_traceback() -> None:
 
 def test_version_and_list() -> None:
     assert curate("--version").stdout.startswith("curate 0.")
-    assert "scorers: column, hashed-ngrams," in curate("list").stdout
+    assert "scorers: column, donod, grape, hashed-ngrams," in curate("list").stdout

@@ -169,12 +169,11 @@ class Head:
         import torch
 
         held = self.linear(hidden)
-        largest = held.amax(dim=-1) if self.scale > 0 else held.amin(dim=-1)
-        top, at_target = (self.finish(_wide(z)) for z in (largest, held.gather(1, targets[:, None])[:, 0]))
-        sums = _Sums.nothing(top, at_target)
-        size = max(256, self.block // max(1, hidden.shape[0]))
-        for i in range(0, held.shape[1], size):
-            block = held[:, i : i + size]
+        blocks = held.split(max(256, self.block // max(1, hidden.shape[0])), dim=1)
+        top = torch.stack([self.finish(_wide(block)).amax(dim=-1) for block in blocks]).amax(dim=0)
+        sums = _Sums.nothing(top, self.finish(_wide(held.gather(1, targets[:, None])[:, 0])))
+        for k, block in enumerate(blocks):
+            i = k * blocks[0].shape[1]
             z = self.finish(_wide(block)) - top[:, None]
             e = _without(torch.exp(z), targets, i)
             block.copy_(e)

@@ -25,9 +25,9 @@ Where the assistant's text lies comes from the template and never from a search 
   that does not hold is null with that reason, rather than labelled wrongly.
 
 A token is scored if it holds any character of such a span.  A template's own special tokens are the only ones: chat
-text is encoded without adding any (no second BOS), plain text gets a BOS if the tokenizer would add one, and a row whose
-text spells one ("<|im_end|>" in a question about templates) is null with that reason, unless ``special_text`` says
-"read": the tokenizer reads another conversation than the one that was written.
+text is encoded without adding any (no second BOS), plain text gets a BOS if the tokenizer would add one, and a row
+whose text spells one ("<|im_end|>" in a question about templates) is null with that reason, unless ``special_text``
+says "read": the tokenizer reads another conversation than the one that was written.
 """
 
 from __future__ import annotations
@@ -203,8 +203,8 @@ class Encoder:
     def _refuse_special(self, messages: Messages, tools: str | None) -> None:
         """Refuse a row whose own text spells a special token: the tokenizer would end or begin a turn there."""
         for i, message in enumerate(messages):
-            for field in ("content", "thinking", "tool_calls"):
-                if found := self._special.search(message.get(field) or ""):
+            for part in ("content", "thinking", "tool_calls"):
+                if found := self._special.search(message.get(part) or ""):
                     raise TemplateRefusal(f"message {i} spells the special token {found.group()!r}")
         if found := self._special.search(tools or ""):
             raise TemplateRefusal(f"tools spell the special token {found.group()!r}")

@@ -99,11 +99,11 @@ class Engine:
         while True:
             try:
                 self._engine.add_request(name, TokensPrompt(prompt_token_ids=ids), self._params(message))
-            except ValueError as error:
+            except Exception as error:  # vLLM's own kinds of ValueError are none
                 if message["do"] == "score" and self._by_ids:
                     self._by_ids = False  # its runner does not have them: all of the prompt's, then
                     continue
-                return str(error)
+                return str(error).splitlines()[0][:300]
             self._asked[name] = message
             return None
 

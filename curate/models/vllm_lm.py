@@ -170,6 +170,9 @@ class VLLMLM(CausalLM):
         )
         out: list[Forward | None] = [Forward(logprobs=np.empty(0, np.float32)) for _ in rows]
         for j, answer in self._ask(requests):
+            if "refused" in answer:
+                out[j] = Forward(reason=f"vLLM refuses the row: {answer['refused']}")
+                continue
             at = scored[j]
             out[j] = Forward(logprobs=np.array(answer["logprobs"], dtype=np.float32)[at - at[0]])
         return out
@@ -190,7 +193,8 @@ class VLLMLM(CausalLM):
             if s
         )
         for i, answer in self._ask(requests):
-            out[i] = np.array(answer["logprobs"], dtype=np.float64)
+            if "refused" not in answer:
+                out[i] = np.array(answer["logprobs"], dtype=np.float64)
         return out
 
     def generate(self, prompts: Sequence[NDArray[np.integer]], sampling: Sampling) -> list[list[Generation] | None]:
@@ -212,7 +216,9 @@ class VLLMLM(CausalLM):
 
         for number, answer in self._ask(requests()):
             texts = out[number // sampling.n]
-            assert texts is not None
+            if texts is None or "refused" in answer:
+                out[number // sampling.n] = None
+                continue
             texts[number % sampling.n] = Generation(answer["text"], answer["tokens"], answer["finished"])
         return out
 
@@ -239,8 +245,6 @@ class VLLMLM(CausalLM):
                     waiting = next(queue, None)
                 answer = self._receive()
                 del under_way[answer["id"]]
-                if "refused" in answer:
-                    raise ModelError(f"vLLM refuses a row of {self._name!r}: {answer['refused']}")
                 yield answer["id"], answer
 
     def _send(self, message: dict[str, Any]) -> None:

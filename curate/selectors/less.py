@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curate.base import Inputs, Ranking, Selector
+from curate.exceptions import InputError
 from curate.numerics.attribution import aggregate, group_columns
 from curate.numerics.order import best_first
+
+Aggregate = Literal["mean-max", "max", "sum", "mean"]
 
 
 @dataclass(kw_only=True)
@@ -43,8 +46,13 @@ class LESS(Selector):
 
     targets: list[str] | None = None
     """The subtask of each of the M targets, in the order of the columns.  None: all are of one."""
-    aggregate: Literal["mean-max", "max", "sum", "mean"] = "mean-max"
+    aggregate: Aggregate = "mean-max"
     """How M numbers become one."""
+
+    def __post_init__(self) -> None:
+        known = get_args(Aggregate)
+        if self.aggregate not in known:
+            raise InputError(f"LESS: aggregate of {', '.join(known)} was asked, {self.aggregate!r} was found.")
 
     def _rank(self, inputs: Inputs, k: int) -> Ranking:
         assert inputs.x is not None

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from curate.base import Inputs, Ranking, Selector
+from curate.exceptions import InputError
 from curate.numerics.attribution import aggregate, group_columns
 from curate.numerics.best_rows import BestRows
 
@@ -38,6 +39,10 @@ class RoundRobin(Selector):
     """The label of each of the M targets, in the order of the columns; labels take turns.  None: every target does."""
     within: Literal["max", "mean"] = "max"
     """How a row is judged for a label of several targets: by the best of them, or by their mean."""
+
+    def __post_init__(self) -> None:
+        if self.within not in ("max", "mean"):
+            raise InputError(f"RoundRobin: within of max or mean was asked, {self.within!r} was found.")
 
     def _rank(self, inputs: Inputs, k: int) -> Ranking:
         assert inputs.x is not None

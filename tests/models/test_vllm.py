@@ -192,6 +192,20 @@ def test_rows_that_make_no_sense(engine: VLLMLM) -> None:
 
 
 @needs_vllm
+def test_a_row_that_the_engine_refuses_has_its_reason(engine: VLLMLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here because this side believes in a longer context than the engine has."""
+    monkeypatch.setattr(engine, "context", 4096)
+    rows = [*rows_of(3), (np.full(3000, 7, dtype=np.int32), np.arange(3000) > 5), *rows_of(2)]
+    found = engine.forward(rows, {"logprobs"})
+    assert [f.reason is None for f in found] == [True, True, True, False, True, True]  # type: ignore[union-attr]
+    assert found[3].reason.startswith("vLLM refuses the row: ")  # type: ignore[union-attr]
+    assert engine.token_logprobs(rows)[3] is None
+    prompt = np.full(3000, 7, dtype=np.int32)
+    assert engine.option_logprobs([prompt, prompt[:5]], [[np.array([5])], [np.array([5])]])[0] is None
+    assert engine.generate([prompt, prompt[:5]], Sampling(max_tokens=2))[0] is None
+
+
+@needs_vllm
 def test_bfloat16_and_an_engine_that_is_killed(example_model: str) -> None:
     lm = VLLMLM(example_model, SPEC, dtype="bfloat16")
     try:

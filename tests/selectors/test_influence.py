@@ -146,7 +146,11 @@ def test_labels_must_fit_the_columns(cls):
         cls(targets=["a", "b"]).select(np.ones((3, 5)), 1)
 
 
-def test_a_clip_must_be_above_0():
+def test_what_they_refuse():
+    with pytest.raises(InputError, match="LESS: aggregate of mean-max, max, sum, mean was asked, 'median' was found"):
+        LESS(aggregate="median")
+    with pytest.raises(InputError, match="RoundRobin: within of max or mean was asked, 'sum' was found"):
+        RoundRobin(within="sum")
     with pytest.raises(InputError, match="a clip above 0 was asked, 0 was found"):
         BIDS(clip=0)
 
