@@ -1,6 +1,6 @@
 """BIDS on a million rows and 350 targets: seconds, memory, and the same rows as the plain search.
 
-    python benchmarks/influence/bids.py             # about two minutes on two idle cores, 3 GB of memory
+    python benchmarks/influence/bids.py             # some five minutes on two idle cores, 3 GB of memory
     python benchmarks/influence/bids.py --quick     # a hundredth of the rows: does it run?
 
 Checked before anything is timed: the choices on small matrices of whole numbers, full of ties, are those of the plain

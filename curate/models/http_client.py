@@ -20,6 +20,7 @@ import re
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from concurrent.futures import wait
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
@@ -86,8 +87,13 @@ class Client:
 
     def run(self, work: Coroutine[Any, Any, R]) -> R:
         """Run a coroutine to its end in the thread; whatever interrupts the wait cancels it."""
+        if self._loop.is_closed():
+            work.close()
+            raise ModelError(f"{self._for}: the connections to {redacted(self.url)} are closed.")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
+            while not future.done():  # a signal that another thread got does not wake this one
+                wait([future], timeout=0.25)
             return future.result()
         except BaseException:
             future.cancel()
@@ -143,10 +149,9 @@ class Client:
         """
         retries = self._spec.retries if retries is None else retries
         where = path if path.startswith("http") else self.url + path
-        attempt = 0
+        attempt, seen = 0, self.answered
         while True:
             await self._until_open()
-            before = self.answered
             status, headers = 0, {}
             try:
                 async with asyncio.timeout(self._spec.timeout):
@@ -167,8 +172,8 @@ class Client:
                 fault = f"an answer that was not as asked: {self.excerpt(str(error))}"
             except (self._httpx.HTTPError, self._httpx.InvalidURL) as error:
                 fault = self.excerpt(f"{type(error).__name__}: {error}")
-            if status == 429 and self.answered > before:
-                attempt = 0
+            if status == 429 and self.answered > seen:
+                attempt, seen = 0, self.answered
             said = _wait_asked(headers, busy=status == 429) if status else None
             if attempt >= retries or (said or 0.0) > PATIENCE:
                 raise self._given_up(f"{method} {redacted(where)}", fault, attempt + 1, said)

@@ -289,12 +289,14 @@ async def _version(client: Client, served: _Served) -> str:
     if served.owner != "vllm":
         return served.owner or "unknown"
     try:
-        found = await client.send(
-            "GET", client.url.removesuffix("/v1") + "/version", read=lambda a: str(a["version"]), retries=0
-        )
+        found = await client.send("GET", client.url.removesuffix("/v1") + "/version", read=_read_version, retries=0)
     except (RefusedError, ModelError, NotAsAskedError):
         return "vllm"
     return f"vllm {found}"
+
+
+def _read_version(answer: Any) -> str:
+    return str(answer.get("version", "")) if isinstance(answer, dict) else ""
 
 
 async def _find_way(client: Client, name: str, tokenizer: Any, *, caller: str) -> _Way:
@@ -348,6 +350,8 @@ async def _ask_logprobs(
 
 
 def _choice(answer: Any) -> dict[str, Any]:
+    if isinstance(answer, dict) and answer.get("error"):
+        raise NotAsAskedError(f"error: {answer['error']}")
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
         raise NotAsAskedError("one choice was asked")
@@ -384,7 +388,8 @@ def _read_logprobs(answer: Any, ids: list[int], way: _Way) -> NDArray[np.float32
         if not isinstance(values, list):
             raise NotAsAskedError("no token_logprobs are in it")
         written = len(values) - len(ids)
-        if not 0 <= written <= way.body["max_tokens"]:
+        expected = _usage(answer, "completion_tokens") if way.body["max_tokens"] else 0
+        if written not in ((0, 1) if expected is None else (expected,)):
             raise NotAsAskedError(f"{len(values)} log-probabilities for {len(ids)} tokens")
         if written and read_ids is None and count is None:
             raise NotAsAskedError("it does not say how many of its log-probabilities are of the prompt")

@@ -113,6 +113,7 @@ class TransformersLM(CausalLM):
             self.shares = self._caches and share and not compiled
             """Whether what several rows begin with is computed once."""
         self._name = model
+        self._compiled = compiled
         self._writer: Writer | None = None
         if compiled:
             compile_layers(torch, self._model.base_model, one_thread=self._one_batch_per_thread)
@@ -231,7 +232,9 @@ class TransformersLM(CausalLM):
             )
             batch, order = order[: max(1, size)], order[max(1, size) :]
             tasks.append(partial(finish, batch))
-        self._run(tasks)
+        # Compiled layers would be compiled anew for the growing caches.
+        with torch.compiler.set_stance("force_eager") if self._compiled else contextlib.nullcontext():
+            self._run(tasks)
         return out
 
     def _run(self, tasks: Sequence[Callable[[], None]]) -> None:

@@ -20,7 +20,7 @@ from curate.exceptions import InputError
 from curate.numerics.blocks import Blocks
 
 MANIFEST = "features.json"
-_SAME = ("dim", "law", "seed", "checkpoint")
+_SAME = ("d", "law", "seed", "checkpoint")
 """What a manifest says of a projection that both sides of a product must have alike."""
 _BLOCK = 2**21  # numbers of a block of features: 8 MB as float32, a thread
 _AHEAD = 4  # blocks that the system is asked to read in advance
@@ -33,7 +33,7 @@ class Features:
     shards: Sequence[NDArray[Any] | str | os.PathLike[str]]
     """Arrays (rows, d) of float16, float32 or float64, or paths of .npy files of such; in row order."""
     made: Mapping[str, Any] = field(default_factory=dict)
-    """What made them: "dim", "law", "seed" and "checkpoint", as far as they are known."""
+    """What made them: "d", "law", "seed" and "checkpoint", as far as they are known."""
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Features:
@@ -68,8 +68,8 @@ class Features:
         """
         parts = [_Part.of(shard, number) for number, shard in enumerate(self.shards)]
         widths = {part.shape[1]: part.what for part in reversed(parts)}
-        if "dim" in self.made:
-            widths[self.made["dim"]] = f"the manifest ({MANIFEST})"
+        if "d" in self.made:
+            widths[self.made["d"]] = f"the manifest ({MANIFEST})"
         if len(widths) > 1:
             said = ", ".join(f"{width:,} in {what}" for width, what in widths.items())
             raise InputError(f"attribution: features of one width were asked, {said} were found.")

@@ -30,6 +30,7 @@ class BestRows:
     a : array (n, M) of finite numbers (NaN in closed rows); may be a read-only memory map larger than memory.
     open_rows : bool array (n,), the rows to begin with.
     k : how many rows will be closed, at most.
+    by : what a column's rows are judged by; the numbers as they are, unless it is given.
     depth : rows of a column that are known at a time; None: n / 32, at least 1,024.  Changes no answer.
 
     Notes
@@ -67,25 +68,20 @@ class BestRows:
 
     def _advance(self, columns: NDArray[np.int64]) -> None:
         """Move these columns on to their next open row."""
-        n = len(self._a)
-        while columns.size:
-            ahead = self._rows[columns[:, None], self._place[columns, None] + _LOOK]
+        left = columns
+        while left.size:
+            ahead = self._rows[left[:, None], self._place[left, None] + _LOOK]
             is_open = self._open[ahead]
-            step = is_open.argmax(axis=1)
-            found = is_open[np.arange(columns.size), step]
-            self._place[columns] += np.where(found, step, _LOOK.size)
-            self._look_up(columns[found])
-            columns = columns[~found]
-        if not self._complete and (self.row == n).any():
+            self._place[left] += np.where(is_open.any(axis=1), is_open.argmax(axis=1), _LOOK.size)
+            left = left[~is_open.any(axis=1)]
+        self._look_up(columns)
+        if not self._complete and (self.row[columns] == len(self._a)).any():
             self._fill()
 
     def _look_up(self, columns: NDArray[np.int64]) -> None:
         place = self._place[columns]
         self.row[columns] = rows = self._rows[columns, place]
-        there = rows < len(self._a)
-        self.key[columns] = -np.inf
-        columns, place = columns[there], place[there]
-        self.key[columns] = self._by(self._values[columns, place], columns)
+        self.key[columns] = np.where(rows < len(self._a), self._by(self._values[columns, place], columns), -np.inf)
 
     def _fill(self) -> None:
         """Find the ``depth`` best open rows of every column, best first.
@@ -114,10 +110,11 @@ class BestRows:
                 size[j] = end
         for j in range(m):
             end = self._thin(j, size[j])
-            best = np.argsort(-self._keys(j, end), kind="stable")  # rows stand in order: the lowest of equal ones first
+            best = np.argsort(-self._keys(j, end), kind="stable")  # rows came in order: the lowest of equal ones first
             self._rows[j, :end] = self._rows[j, best]
             self._values[j, :end] = self._values[j, best]
             self._rows[j, end : end + _LOOK.size] = n
+            self._values[j, end : end + _LOOK.size] = 0
         self._place = np.zeros(m, dtype=np.int64)
         self._look_up(np.arange(m))
 

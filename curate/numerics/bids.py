@@ -129,6 +129,7 @@ def bids(
     k : at most the number of rows that are not NaN.
     clip : limit on abs(Â), for targets so noisy that outliers win; none in the paper.
     depth : see ``BestRows``; changes no answer.
+    standard : the columns of ``a`` as they were measured before, with their clip; None: measure them.
 
     Notes
     -----

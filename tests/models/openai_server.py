@@ -32,6 +32,9 @@ class _HTTP(ThreadingHTTPServer):
     request_queue_size = 128
     owner: Server
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that are killed, or tired of waiting, are no news."""
+
 
 class Server:
     """Serves a model while it is entered.

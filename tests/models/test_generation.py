@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from curate.exceptions import InputError, ModelError
 from curate.models import generation
 from curate.models.base import Generation, Sampling
-from curate.models.generation import choose
+from curate.models.generation import Text, choose
 from curate.models.reference import load_reference
 from curate.models.template import load_tokenizer
 from curate.models.transformers_lm import TransformersLM
@@ -132,6 +132,13 @@ def test_the_number_of_threads_changes_nothing(lm: TransformersLM, tiny_model: P
         assert other.generate(prompts, sampling) == expected
     finally:
         torch.set_num_threads(before)
+
+
+def test_each_text_has_a_stream_of_its_own() -> None:
+    a, b = np.array([5, 6], dtype=np.int32), np.array([5, 7])
+    names = [Text.of(prompt, k, Sampling(), None).name for prompt in (a, b) for k in (0, 1)]
+    assert len(set(names)) == 4
+    assert Text.of(a.astype(np.int64), 0, Sampling(n=9, temperature=1.0), 256).name == names[0]
 
 
 def test_draws_follow_the_probabilities() -> None:

@@ -17,7 +17,7 @@ from curate.numerics.attribution import Features, aggregate, attribute, group_co
 from curate.numerics.reference import reference_attribution
 from curate.seeding import rng_for
 
-MADE = {"dim": 32, "law": "rademacher", "seed": 0, "checkpoint": "warm-up/1"}
+MADE = {"d": 32, "law": "rademacher", "seed": 0, "checkpoint": "warm-up/1"}
 
 
 def features(name, n, d=32, dtype=np.float32):
@@ -136,7 +136,7 @@ def test_memory_does_not_grow_with_the_pool(tmp_path):
     assert peak < 0.25 * size, (peak, size)
 
 
-@pytest.mark.parametrize("key", ["dim", "law", "seed", "checkpoint"])
+@pytest.mark.parametrize("key", ["d", "law", "seed", "checkpoint"])
 def test_another_projection_is_refused(key, tmp_path):
     pool, targets = features("pool", 5), features("targets", 3)
     assert attribute(Features([pool], MADE), Features([targets], MADE)).shape == (5, 3)
@@ -158,7 +158,7 @@ def test_what_it_refuses(tmp_path):
         "the pool's features have 32 dimensions, the targets' 16; make both by one projection", pool, targets[:, :16]
     )
     refused("features of one width were asked", Features([pool, pool[:, :9]]), targets)
-    refused("features of one width were asked, 32 in shard 0, 7 in the manifest", Features([pool], {"dim": 7}), targets)
+    refused("features of one width were asked, 32 in shard 0, 7 in the manifest", Features([pool], {"d": 7}), targets)
     refused("2 of the pool and 1 of the targets", [pool, pool], targets)
     refused("0 of the pool and 0 of the targets", [], [])
     refused("same rows and targets were asked of every checkpoint; found 5 × 3, 4 × 3", [pool, pool[:4]], [targets] * 2)

@@ -8,10 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curate.exceptions import InputError
+from curate.numerics import best_rows
 from curate.numerics.best_rows import BestRows
 from curate.numerics.bids import Standardised, bids
 from curate.numerics.reference import reference_bids
 from curate.seeding import rng_for
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_blocks():
+    """Small matrices are gone through in many blocks too, as large ones are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(best_rows, "_BLOCK", 24)
+        yield
 
 
 @st.composite

@@ -172,10 +172,14 @@ def test_as_many_as_the_prompt_had_in_the_original(tiny_model: Path, tmp_path: P
     """Two for the first prompt, none for the last, one for the others: the original's own counts, copies once."""
     select = [{"use": "best-per-prompt", "on": "grape", "as_in": "original"}]
     changes = {"sources": generators(tmp_path), "scorers__grape__model": str(tiny_model), "select": select}
-    rows = prompts_of(finished(made("grape", tmp_path, **changes), tmp_path))
+    job = finished(made("grape", tmp_path, **changes), tmp_path)
+    rows = prompts_of(job)
     counts = dict(rows.filter(source="original").group_by("prompt_key").len().iter_rows())
     assert sorted(counts.values()) == [1, 1, 1, 2]
     assert sorted(rows.filter(decision="kept")["id"]) == best(rows, counts)
+    for baseline in view(job.store).baselines[2:]:  # of each prompt as many
+        chosen = rows.filter(pl.Series(baseline.chosen))
+        assert dict(chosen.group_by("prompt_key").len().iter_rows()) == counts
     left = rows.filter(~pl.col("prompt_key").is_in(list(counts)))
     assert set(left["reason"]) == {"its prompt has no response in original"} and left.height == 2
 
