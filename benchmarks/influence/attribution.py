@@ -72,10 +72,10 @@ def multiply_rate(d: int, targets: np.ndarray, seconds: float) -> float:
     """Return multiply-adds per second of float32 blocks in memory."""
     rng = rng_for(0, "benchmark", "multiply")
     cores = os.cpu_count() or 1
-    small = [rng.standard_normal((256, d), dtype=np.float32) for _ in range(2 * cores)]
-    out = [np.empty((256, len(targets)), dtype=np.float32) for _ in small]
+    small = [rng.standard_normal((1024, d), dtype=np.float32) for _ in range(cores)]
+    out = [np.empty((1024, len(targets)), dtype=np.float32) for _ in small]
     large = np.concatenate(small)
-    turned = targets.T
+    turned = np.ascontiguousarray(targets.T)
 
     def one(i: int) -> None:
         np.matmul(small[i % len(small)], turned, out=out[i % len(small)])
@@ -85,8 +85,8 @@ def multiply_rate(d: int, targets: np.ndarray, seconds: float) -> float:
     while time.perf_counter() < until:
         with Blocks(cores) as blocks:
             start = time.perf_counter()
-            blocks.run(one, range(32 * cores))
-            best = max(best, 32 * cores * 256 * d * len(targets) / (time.perf_counter() - start))
+            blocks.run(one, range(8 * cores))
+            best = max(best, 8 * cores * 1024 * d * len(targets) / (time.perf_counter() - start))
         start = time.perf_counter()
         large @ turned
         best = max(best, large.size * len(targets) / (time.perf_counter() - start))

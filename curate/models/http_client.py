@@ -114,12 +114,15 @@ class Client:
             for number, item in items:
                 out[number] = await work(item)
 
+        failed: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._spec.concurrency):
                     group.create_task(take())
         except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+            failed = errors.exceptions[0]
+        if failed is not None:  # out here, where it does not get the group as its context: it must go through a pickle
+            raise failed
         return [out[number] for number in range(len(out))]
 
     def close(self) -> None:
@@ -206,7 +209,7 @@ class Client:
         times = f"after {attempts} attempts" if attempts > 1 else "at the first attempt"
         return ModelError(
             f"{self._for}: {asked_for} was not answered; {times} the last thing found was: "
-            f"{fault}.{asked}{self._kept()}"
+            f"{fault.rstrip('.')}.{asked}{self._kept()}"
         )
 
 

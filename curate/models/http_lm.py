@@ -17,10 +17,10 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Awaitable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,8 @@ from curate.models.rows import check_prompt, check_row
 from curate.models.template import load_tokenizer
 from curate.seeding import rng_for
 from curate.urls import redacted
+
+T = TypeVar("T")
 
 PROBE = "The quick brown fox jumps over 12 lazy dogs."
 
@@ -188,10 +190,9 @@ class HTTPLM(CausalLM):
             if self._way is None:
                 caller = f"the model {self._name!r}"
                 self._way = await _find_way(self._client, self._served.name, self._tokenizer, caller=caller)
-        try:
-            found = await _ask_logprobs(self._client, self._served.name, ids, self._way)
-        except RefusedError as refusal:
-            return self._too_long(refusal, len(ids))
+        found = await self._unless_refused(_ask_logprobs(self._client, self._served.name, ids, self._way))
+        if isinstance(found, RefusedError):
+            return self._too_long(found, len(ids))
         self._keep(request, found.astype("<f4").tobytes())
         return found
 
@@ -207,13 +208,19 @@ class HTTPLM(CausalLM):
         body = {"model": self._served.name, "prompt": ids, "n": 1, **settings}
         if self._served.owner == "vllm":  # its own defaults come from the model's generation_config.json
             body |= {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0}
-        try:
-            found = await self._client.send("POST", "/completions", body, read=_read_text)
-        except RefusedError as refusal:
-            self._too_long(refusal, len(ids))
+        found = await self._unless_refused(self._client.send("POST", "/completions", body, read=_read_text))
+        if isinstance(found, RefusedError):
+            self._too_long(found, len(ids))
             return None
         self._keep(request, json.dumps([found.text, found.tokens, found.finished]).encode())
         return found
+
+    @staticmethod
+    async def _unless_refused(answer: Awaitable[T]) -> T | RefusedError:
+        try:
+            return await answer
+        except RefusedError as refusal:
+            return refusal
 
     def _too_long(self, refusal: RefusedError, tokens: int) -> str:
         """Return the reason of a row that is too long for the server; any other refusal stops the run."""

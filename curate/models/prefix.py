@@ -8,6 +8,8 @@ once, and one layer's copies.
 With m rows of P shared and R own tokens each, m (P + R) tokens become P + m R: 2.9 times fewer for P = 3 R and m = 8.
 
 What may be shared ends before the first scored token's predecessor: the states from there on are each row's own.
+Only rows of one call of ``forward``, in a run one shard, share: a prompt whose candidates lie in two shards is computed
+in both.
 Whether a model gives the same states this way is tried when it is loaded (``shares_prefixes``).
 """
 

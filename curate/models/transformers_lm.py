@@ -421,14 +421,14 @@ class TransformersLM(CausalLM):
         return self._model(input_ids=self._batch([ids], ids.size), use_cache=False).logits[0, -1]
 
     def _head_is_known(self, torch: Any) -> bool:
-        """Whether ``_finish(head(hidden))`` is what the model's own forward pass gives, on a few ids.
+        """Whether ``finish(W h + bias)`` is what the model's own forward pass gives, on a few ids.
 
-        Two questions, so that the answer does not hang on how large this model's logits happen to be: does the head
-        read the last hidden state, and what does the model do to what the head returns (here: numbers from −100 to
-        100)?
+        Three questions, so that the answer does not hang on how large this model's logits happen to be: does the head
+        read the last hidden state, does it multiply by its weight and nothing else, and what does the model do to what
+        the head returns (here: numbers from −100 to 100)?
         """
         model, head = self._model, self._model.get_output_embeddings()
-        if head is None or model.base_model is model:
+        if not isinstance(head, torch.nn.Linear) or model.base_model is model:
             return False
         ids = torch.arange(1, 17, device=self.device).reshape(2, 8) * 7919 % self.vocab_size
         seen = []
@@ -452,8 +452,11 @@ class TransformersLM(CausalLM):
         )
         # Rounding: the soft cap is applied in the model's type there, in float32 here.
         tolerance = 1e-5 if model.dtype == torch.float32 else 2e-2
+        product = torch.nn.functional.linear(seen[0][0], head.weight, head.bias).float()
+        size = tolerance * float(product.abs().max())
         return bool(
             torch.allclose(seen[0][0].float(), hidden.float(), rtol=tolerance, atol=tolerance)
+            and torch.allclose(seen[0][1].float(), product, rtol=tolerance, atol=size)
             and torch.allclose(self._head.finish(probe.float()), logits.float(), rtol=tolerance, atol=tolerance)
         )
 

@@ -22,8 +22,9 @@ from curate.numerics.blocks import Blocks
 MANIFEST = "features.json"
 _SAME = ("d", "law", "seed", "checkpoint")
 """What a manifest says of a projection that both sides of a product must have alike."""
-_BLOCK = 2**21  # numbers of a block of features: 8 MB as float32, a thread
-_AHEAD = 4  # blocks that the system is asked to read in advance
+_BLOCK = 2**23  # numbers of a block of features: 32 MB as float32, a thread
+_PIECE = 2**19  # numbers that are read together: 1 MB of float16 is still in cache when it becomes float32
+_AHEAD = 2**24  # bytes after a block that the system is asked to read in advance
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,16 +110,19 @@ class _Part:
             return rows
         assert isinstance(self.array, np.memmap)
         kind = self.array.dtype
-        stored = rows.reshape(-1) if kind == np.float32 else room.of("stored", count * d, kind)
-        offset = self.array.offset + start * d * kind.itemsize
+        offset, end = (self.array.offset + row * d * kind.itemsize for row in (start, stop))
+        step = max(1, _PIECE // d)
         with open(self.path, "rb", buffering=0) as file:
-            if hasattr(os, "posix_fadvise"):  # the disk works on the next blocks while this one is multiplied
-                os.posix_fadvise(file.fileno(), offset + stored.nbytes, _AHEAD * stored.nbytes, os.POSIX_FADV_WILLNEED)
+            if hasattr(os, "posix_fadvise"):  # the disk works on what comes next while this block is multiplied
+                os.posix_fadvise(file.fileno(), end, _AHEAD, os.POSIX_FADV_WILLNEED)
             file.seek(offset)
-            if file.readinto(stored.data) < stored.nbytes:
-                raise InputError(f"attribution: {self.path} was cut short while it was read.")
-        if kind != np.float32:
-            rows[...] = stored.reshape(count, d)
+            for first in range(0, count, step):
+                piece = rows[first : first + step]
+                stored = piece if kind == np.float32 else room.of("stored", piece.size, kind).reshape(piece.shape)
+                if file.readinto(stored.data) < stored.nbytes:
+                    raise InputError(f"attribution: {self.path} was cut short while it was read.")
+                if stored is not piece:
+                    piece[...] = stored
         return rows
 
 
@@ -161,7 +165,7 @@ def attribute(
     ----------
     pool, targets : ``Features``, an array (rows, d), the path of an .npy file, or a folder of them; several
         checkpoints: a list of these on both sides.  The targets of a checkpoint are held in memory as float32, the pool
-        is read in blocks of 8 MB.
+        is read in blocks, 32 MB a thread.
     weights : one number a checkpoint, at least 0, rescaled to sum to 1 (LESS takes the average learning rates); None:
         all the same.
     cosine : divide by the lengths of the rows; False takes the products as they are.
@@ -298,9 +302,11 @@ def _fill(
         for t, (parts, aims) in enumerate(sides):
             work = list(_blocks(parts))
 
-            def one(number: int, t: int = t, aims: NDArray[np.float32] = aims, work: list[Any] = work) -> None:
+            turned = np.ascontiguousarray(aims.T)
+
+            def one(number: int, t: int = t, turned: NDArray[np.float32] = turned, work: list[Any] = work) -> None:
                 part, start, stop, place = work[number]
-                scores = _products(part.read(start, stop, room), aims, cosine)
+                scores = _products(part.read(start, stop, room), turned, cosine)
                 scores *= np.float32(shares[t])
                 if t:
                     scores += out[place : place + len(scores)]
@@ -320,8 +326,8 @@ def _blocks(parts: list[_Part]) -> Iterator[tuple[_Part, int, int, int]]:
             place += stop - start
 
 
-def _products(rows: NDArray[np.float32], aims: NDArray[np.float32], cosine: bool) -> NDArray[np.float32]:
-    """Return the products or cosines of rows (b, d), which are overwritten, with targets (M, d), or rows of NaN."""
+def _products(rows: NDArray[np.float32], turned: NDArray[np.float32], cosine: bool) -> NDArray[np.float32]:
+    """Return the products or cosines of rows (b, d), which are overwritten, with targets (d, M), or rows of NaN."""
     with np.errstate(all="ignore"):
         if cosine:
             square = np.einsum("nd,nd->n", rows, rows)
@@ -329,7 +335,7 @@ def _products(rows: NDArray[np.float32], aims: NDArray[np.float32], cosine: bool
             odd = np.flatnonzero(~((square > 1e-30) & (square < 1e30)))
             rows[odd] /= np.abs(rows[odd]).max(axis=1, keepdims=True)
             square[odd] = np.einsum("nd,nd->n", rows[odd], rows[odd])
-        scores = rows @ aims.T
+        scores = rows @ turned
         if cosine:
             scores /= np.sqrt(square)[:, None]
     scores[~np.isfinite(scores).all(axis=1)] = np.nan

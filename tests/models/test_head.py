@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from curate.exceptions import ModelError
+from curate.models import transformers_lm
 from curate.models.base import QUANTITIES, Forward
 from curate.models.head import Head
 from curate.models.reference import (
@@ -333,6 +334,31 @@ def test_no_matrix_of_vocabulary_times_width_exists(counts: list[int]) -> None:
     gradient = by_definition(head, h, y)[2]
     assert found[0].head_gradient is not None
     close(found[0].head_gradient[1], float(gradient.square().sum()), 1e-4)
+
+
+class Doubling(torch.nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(input)
+
+
+def test_a_head_that_is_more_than_its_weight_is_noticed(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter, a quantised head: what the module gives is not what its weight says."""
+    rows = rows_of(6)
+    loaded = load_reference(str(tiny_model))
+    loaded.get_output_embeddings().__class__ = Doubling
+    expected = reference_logprobs(loaded, rows)
+    load = transformers_lm.load_weights
+
+    def doubling(model: str, dtype: Any) -> Any:
+        loaded = load(model, dtype)
+        loaded.get_output_embeddings().__class__ = Doubling
+        return loaded
+
+    monkeypatch.setattr(transformers_lm, "load_weights", doubling)
+    lm = TransformersLM(str(tiny_model), device="cpu")
+    assert not lm.by_hidden_states and lm.serves == {"logprobs"}
+    for found, its in zip(lm.token_logprobs(rows), expected, strict=True):
+        np.testing.assert_allclose(found, its, atol=1e-4)
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import sqlite3
 import stat
@@ -87,6 +88,14 @@ def some_rows(n: int, *, longest: int = 60, seed: int = 0) -> list[Row]:
 def assert_same(found: list[Any], expected: list[Any], atol: float = 1e-6) -> None:
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=atol)
+
+
+def assert_travels(error: Exception) -> None:
+    """From a Dask worker to the command, as what it is."""
+    from distributed.core import error_message
+
+    arrived = pickle.loads(error_message(error)["exception"].data)
+    assert type(arrived) is type(error) and str(arrived) == str(error)
 
 
 def once(*faults: str) -> Callable[[int, dict[str, Any]], str | None]:
@@ -204,8 +213,9 @@ def test_a_fault_that_stays_stops_and_says_so(
     with pytest.raises(
         ModelError,
         match=rf"/v1/completions was not answered; after 3 attempts .*{said}.* Run the same command again: the 3 answers",
-    ):
+    ) as caught:
         connect(retries=2, timeout=0.5 if fault == "stall" else 10, concurrency=1).token_logprobs(some_rows(8))
+    assert_travels(caught.value)
     assert len(server.scored) == 3 + 3
     server.fault = lambda number, body: None
     assert_same(connect().token_logprobs(some_rows(8)), server.lm.token_logprobs(some_rows(8)))
@@ -222,9 +232,12 @@ def test_a_server_that_dies_in_the_middle(tiny_model: Path, connect: Callable[..
 
 def test_other_statuses_are_not_asked_again(server: Server, connect: Callable[..., HTTPLM]) -> None:
     server.fault = lambda number, body: "400 odd request" if number > 1 else None
-    with pytest.raises(ModelError, match=r"completions refuses a row of \d+ tokens with status 400: .*odd request"):
+    with pytest.raises(
+        ModelError, match=r"completions refuses a row of \d+ tokens with status 400: .*odd request"
+    ) as caught:
         connect(concurrency=1).token_logprobs(some_rows(4))
     assert len(server.scored) == 2
+    assert_travels(caught.value)
 
 
 def test_numbers_that_json_has_no_word_for(server: Server, connect: Callable[..., HTTPLM]) -> None:
@@ -379,7 +392,7 @@ def test_ctrl_c_stops_at_once(server: Server, connect: Callable[..., HTTPLM]) ->
     assert time.monotonic() - began < 4
     lm.close()
     assert time.monotonic() - began < 6
-    with pytest.raises(ModelError, match="the connections to http.* are closed"):
+    with pytest.raises(ModelError, match=r"the connections to http.* are closed"):
         lm.token_logprobs(some_rows(1))
 
 
