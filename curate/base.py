@@ -462,7 +462,7 @@ class Selector(Parameters, ABC):
     """What ``x`` is: "scores" (n,), "features" (n, d) or "nothing" (only its length counts)."""
     needs_groups: ClassVar[bool] = False
     leaves_out_nan: ClassVar[bool] = False
-    """Whether a row of ``x`` that is NaN throughout is left out with a reason; otherwise it is refused as any NaN is."""
+    """Whether a row of ``x`` that is NaN throughout is left out, with a reason; else it is refused, as any NaN is."""
 
     @property
     def limits_from(self) -> str | None:
