@@ -48,8 +48,11 @@ class RefusedError(Exception):
     """A status that another attempt would not change."""
 
     def __init__(self, status: int, said: str) -> None:
-        super().__init__(f"status {status}: {said}")
+        super().__init__(status, said)  # both, so that it can be pickled
         self.status, self.said = status, said
+
+    def __str__(self) -> str:
+        return f"status {self.status}: {self.said}"
 
 
 class Client:

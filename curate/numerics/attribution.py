@@ -22,7 +22,7 @@ from curate.numerics.blocks import Blocks
 MANIFEST = "features.json"
 _SAME = ("d", "law", "seed", "checkpoint")
 """What a manifest says of a projection that both sides of a product must have alike."""
-_BLOCK = 2**23  # numbers of a block of features: 32 MB as float32, a thread
+_BLOCK = 2**22  # numbers of a block of features: 16 MB as float32, a thread
 _PIECE = 2**19  # numbers that are read together: 1 MB of float16 is still in cache when it becomes float32
 _AHEAD = 2**24  # bytes after a block that the system is asked to read in advance
 
@@ -165,13 +165,14 @@ def attribute(
     ----------
     pool, targets : ``Features``, an array (rows, d), the path of an .npy file, or a folder of them; several
         checkpoints: a list of these on both sides.  The targets of a checkpoint are held in memory as float32, the pool
-        is read in blocks, 32 MB a thread.
+        is read in blocks, 16 MB a thread.
     weights : one number a checkpoint, at least 0, rescaled to sum to 1 (LESS takes the average learning rates); None:
         all the same.
     cosine : divide by the lengths of the rows; False takes the products as they are.
     out : where to put A: a float32 array (a memory map, say), or the path of an .npy file, which appears when it is
         complete and is returned as a read-only map.  None: memory.
-    threads : blocks computed at one time; as many as BLAS was given when None.  The result does not depend on it.
+    threads : blocks under way at one time; when None, twice as many as BLAS was given threads, since some of them wait
+        for the disk.  The result does not depend on it.
 
     Returns
     -------
@@ -298,7 +299,7 @@ def _fill(
     out: NDArray[np.float32], sides: _Sides, shares: NDArray[np.float64], cosine: bool, threads: int | None
 ) -> None:
     room = _Room()
-    with Blocks(threads) as blocks:
+    with Blocks(threads, share=2) as blocks:
         for t, (parts, aims) in enumerate(sides):
             work = list(_blocks(parts))
 

@@ -95,6 +95,11 @@ class ForwardScorer(Scorer):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise InputError(f"{self.name}: {key}={value}; it must be at least 1, or left out.")
+        if isinstance(self.backend, backends.HTTP) and self.dtype != "auto":
+            raise InputError(
+                f"{self.name}: dtype={self.dtype!r} was asked of a server, which computes in what it was started with; "
+                "leave dtype out."
+            )
         for quantities in self.needs.values():
             backends.check(self.backend, quantities, caller=self.name)
         self._lm: models.CausalLM | None = None

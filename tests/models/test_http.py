@@ -563,6 +563,9 @@ def test_a_server_that_cannot_is_refused_before_the_run(server: Server, tiny_mod
         check(server, tiny_model, url=server.url.removesuffix("/v1"))
     with pytest.raises(ModelError, match=r"GET http://127.0.0.1:9/v1/models was not answered; .*ConnectError"):
         check(server, tiny_model, url="http://127.0.0.1:9/v1")
+    with pytest.raises(ModelError) as caught:
+        HTTPLM(str(tiny_model), HTTP(use="http", url=server.url.removesuffix("/v1"), cache=str(tmp_path)))
+    assert_travels(caught.value)
     server.dialect = "chat only"
     with pytest.raises(
         ModelError, match=r"were asked, and http.* gives none \(echo: status 400: .*not supported.*backend transformers"

@@ -257,6 +257,11 @@ def test_a_backend_that_cannot_give_what_is_needed_is_refused_at_once(backend: A
         make(cls, tiny_model, backend=backend)
 
 
+def test_a_servers_type_is_its_own(tiny_model: Path) -> None:
+    with pytest.raises(InputError, match="dtype='bfloat16' was asked of a server"):
+        make(TargetLikelihood, tiny_model, dtype="bfloat16", backend=HTTP(use="http", url="http://h/v1"))
+
+
 def test_the_backend_is_part_of_the_identity(tiny_model: Path) -> None:
     plain = make(TargetLikelihood, tiny_model).identity()
     assert plain["backend"] == {"use": "transformers"} and json.loads(json.dumps(plain)) == plain
