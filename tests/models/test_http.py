@@ -383,6 +383,14 @@ def http_client_date(seconds: float) -> Any:
 
 
 def test_ctrl_c_stops_at_once(server: Server, connect: Callable[..., HTTPLM]) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        _interrupted(server, connect)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupted(server: Server, connect: Callable[..., HTTPLM]) -> None:
     server.fault = lambda number, body: "stall" if number else None
     lm = connect(timeout=60)
     threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -500,6 +508,20 @@ def test_processes_share_a_cache(tmp_path: Path) -> None:
     assert cache._db.execute("SELECT count(*) FROM answers").fetchone() == (1000,)
     assert stat.S_IMODE(cache.path.stat().st_mode) == 0o600
     cache.close()
+
+
+def test_opening_waits_for_another_process_that_writes(tmp_path: Path) -> None:
+    """SQLite itself does not wait while a file becomes one with a write-ahead log."""
+    other = sqlite3.connect(tmp_path / "requests.sqlite", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    release = threading.Timer(0.3, other.execute, ["COMMIT"])
+    release.start()
+    cache = RequestCache(tmp_path)
+    cache.put(b"key", b"answer")
+    assert cache.get(b"key") == b"answer"
+    cache.close()
+    release.join()
+    other.close()
 
 
 def test_a_damaged_answer_is_asked_again_and_a_damaged_file_is_an_error(
