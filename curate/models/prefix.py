@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 SHORTEST = 16
 """Tokens of the shortest beginning that is shared."""
-SURCHARGE = 1 / 16
-"""What a token costs more in a group: attention with a mask, copies of keys and values, smaller batches."""
+SURCHARGE = 1 / 5
+"""What a token costs more in a group: attention with a mask, copies of keys and values, smaller and more batches."""
 LARGEST = 64
 """Rows of a group; of more with one beginning, it is computed anew for every 64."""
 PADDING = 1 / 8
