@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,13 @@ class Column:
     higher_is_better: bool | None = None
     """None where neither direction is better in itself (a length, a token count)."""
     dtype: str = "float64"
-    """"float64" or "int64"; "float32[DIM]" for a feature vector."""
+    """"float64" or "int64"; "float32[DIM]" or "float16[DIM]" for a feature vector."""
+
+    @property
+    def vector(self) -> tuple[np.dtype[Any], int] | None:
+        """Type and length of a feature vector; None for a score."""
+        kind, bracket, dim = self.dtype.partition("[")
+        return (np.dtype(kind), int(dim[:-1])) if bracket else None
 
 
 class Parameters:
@@ -86,6 +92,10 @@ class Scorer(Parameters, ABC):
     """"cpu", or "model" for a stage that holds a model (and takes a GPU where there is one)."""
     fit_rows: ClassVar[int] = 0
     """How many examples ``fit`` wants to see; 0 for a scorer that learns nothing."""
+    fits_on: ClassVar[Literal["pool", "targets"]] = "pool"
+    """Whose examples it learns from: the pool's, or those of the recipe's targets."""
+    of: str | None = None
+    """The stage whose vectors it reads, as a column "vector" of the examples."""
 
     @property
     @abstractmethod
@@ -108,13 +118,28 @@ class Scorer(Parameters, ABC):
     def fit(self, sample: pa.Table) -> dict[str, NDArray[Any]]:
         """Learn from at most ``fit_rows`` examples; return the state as named arrays.
 
-        The pipeline fits once per run, on the examples with the smallest content keys (so that no sharding or order
-        changes the sample), and hands the state to every worker by ``load``.
+        The pipeline fits once per run, on the examples that ``fit_sample`` names by the order of their content keys (so
+        that no sharding or order of files changes the sample), and hands the state to every worker by ``load``.
         """
         raise NotImplementedError(f"{type(self).__name__} learns nothing")
 
+    def fit_sample(self, n: int) -> NDArray[np.int64]:
+        """Return which of n examples, in order of their content keys, ``fit`` is to see: the first ``fit_rows``."""
+        return np.arange(min(n, self.fit_rows))
+
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Take a state that ``fit`` returned."""
+
+    @property
+    def fit_steps(self) -> int:
+        """How many steps ``fit`` takes, each of which a run keeps: 1, but for a training of several epochs."""
+        return 1
+
+    def fit_step(
+        self, step: int, sample: pa.Table, before: Mapping[str, NDArray[Any]] | None
+    ) -> dict[str, NDArray[Any]]:
+        """Return the state after ``step`` (from 0), given the one before; after the last it is what ``fit`` returns."""
+        return self.fit(sample)
 
     def open(self) -> None:
         """Load what scoring needs (a model).  Called once per worker before the first batch; calling twice is free."""
@@ -125,6 +150,10 @@ class Scorer(Parameters, ABC):
     def describe(self) -> dict[str, str]:
         """Return what produced the numbers, once opened, for the manifest: an engine, its version, its type."""
         return {}
+
+    def for_targets(self) -> Scorer:
+        """Return the scorer that looks at targets, where their vectors are made in another way than the pool's."""
+        return self
 
     def check(self) -> None:
         """Raise CurateError if scoring cannot work here: asked once, before a run starts.  Loads no model."""
@@ -212,8 +241,8 @@ def _as_arrow(values: Any, column: Column, *, caller: str) -> pa.Array:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if column.dtype.startswith("float32["):
-        return _as_vectors(values, column, int(column.dtype[len("float32[") : -1]), caller=caller)
+    if column.vector is not None:
+        return _as_vectors(values, column, *column.vector, caller=caller)
     try:
         array = pa.array(_as_list(values) if isinstance(values, pa.ChunkedArray) else values, from_pandas=True)
         if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
@@ -226,10 +255,11 @@ def _as_arrow(values: Any, column: Column, *, caller: str) -> pa.Array:
     return array
 
 
-def _as_vectors(values: Any, column: Column, dim: int, *, caller: str) -> pa.Array:
+def _as_vectors(values: Any, column: Column, kind: np.dtype[Any], dim: int, *, caller: str) -> pa.Array:
     import pyarrow as pa
 
-    matrix = np.asarray(values, dtype=np.float32) if len(values) else np.empty((0, dim), dtype=np.float32)
+    with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite, and null
+        matrix = np.asarray(values).astype(kind, copy=False) if len(values) else np.empty((0, dim), dtype=kind)
     if matrix.shape[1:] != (dim,):
         raise StageError(
             f"{caller}: column {column.name!r} was declared {column.dtype}, shape {matrix.shape} was returned."

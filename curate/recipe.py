@@ -68,6 +68,15 @@ class QuotaSpec(_Strict):
     temperature: float = 2.0
 
 
+class Targets(_Strict):
+    """Rows that show what a model should learn; see ``attribution``."""
+
+    sets: dict[str, dict[str, Any]] = Field(min_length=1)
+    """Task → where its rows are, as a source."""
+    rows: int | None = Field(default=None, ge=1)
+    """Rows drawn of each set, by the recipe's seed; by default 50, or as many as the smallest set has."""
+
+
 class Output(_Strict):
     """How the result is written."""
 
@@ -95,6 +104,7 @@ class _Document(_Strict):
     seed: int = Field(default=0, ge=0)
     run: str | None = None
     sources: list[dict[str, Any]] = Field(min_length=1)
+    targets: Targets | None = None
     scorers: dict[str, dict[str, Any]] = {}
     combine: dict[str, Combination] = {}
     select: list[dict[str, Any]] = []
@@ -204,7 +214,9 @@ class Recipe:
         self.combine = self._doc.combine
         self.report = self._doc.report
         self.run_dir = self._doc.run
-        self.sources: list[Source] = self._sources()
+        sources = [(("sources", i), spec) for i, spec in enumerate(self._doc.sources)]
+        self.sources: list[Source] = [self._source(spec, at) for at, spec in sources]
+        self.targets: dict[str, Source] = self._targets()
         self.scorers: dict[str, Scorer] = self._scorers()
         self._columns()  # names clash early
         self._combinations()
@@ -260,16 +272,27 @@ class Recipe:
     def _resolve(self, path: str) -> str:
         return path if "://" in path or path.startswith("hf:") or os.path.isabs(path) else str(self.base / path)
 
-    def _sources(self) -> list[Source]:
+    def _source(self, spec: dict[str, Any], at: Place) -> Source:
         from curate.connectors.source import Source
 
-        out = []
-        for i, spec in enumerate(self._doc.sources):
-            source = self._build(Source, dict(spec), ("sources", i))
-            paths = [source.path] if isinstance(source.path, str) else list(source.path)
-            resolved = [self._resolve(p) for p in paths]
-            out.append(dataclasses.replace(source, path=resolved[0] if isinstance(source.path, str) else resolved))
+        source = self._build(Source, dict(spec), at)
+        if isinstance(source.path, str):
+            return dataclasses.replace(source, path=self._resolve(source.path))
+        return dataclasses.replace(source, path=[self._resolve(p) for p in source.path])
+
+    def _targets(self) -> dict[str, Source]:
+        out = {}
+        for task, spec in self._doc.targets.sets.items() if self._doc.targets else ():
+            at: Place = ("targets", "sets", task)
+            if not _NAME.match(task):
+                raise self.error(at, f"task {task!r}: letters, digits, - and _ were asked.")
+            out[task] = self._source(spec, at)
         return out
+
+    @property
+    def target_rows(self) -> int | None:
+        """Rows of each set of targets, where the recipe says."""
+        return None if self._doc.targets is None else self._doc.targets.rows
 
     def _scorers(self) -> dict[str, Scorer]:
         out: dict[str, Scorer] = {}
@@ -286,8 +309,28 @@ class Recipe:
             model = params.get("model")
             if isinstance(model, str) and model.startswith(("./", "../")):
                 params["model"] = os.path.normpath(self.base / model)
+            if "seed" in (f.name for f in dataclasses.fields(cls)) and "seed" not in params:
+                params["seed"] = self.seed
             out[name] = self._build(cls, params, at)
+        for name, scorer in out.items():
+            if scorer.of is not None:
+                self._check_derived(name, scorer.of, out)
         return out
+
+    def _check_derived(self, name: str, of: str, scorers: dict[str, Scorer]) -> None:
+        """Raise unless the stage that a scorer reads is there and makes vectors, and there are targets."""
+        vectors = [n for n, s in scorers.items() if s.of is None and s.columns[0].vector is not None]
+        if of not in vectors:
+            raise self.error(
+                ("scorers", name, "of"),
+                f"{name!r} reads the vectors of a stage, and {of!r} is none{registry.nearest(of, vectors)} "
+                f"Stages with vectors: {', '.join(vectors) or 'none'}.",
+            )
+        if not self.targets:
+            raise self.error(
+                ("scorers", name),
+                f"{name!r} needs targets; add 'targets: {{sets: {{TASK: {{path: …}}}}}}' to the recipe.",
+            )
 
     @cached_property
     def columns(self) -> dict[str, Column]:
@@ -344,7 +387,7 @@ class Recipe:
             column = column or known[0]
             if column in known:
                 spec = scorer.columns[known.index(column)]
-                if spec.dtype.startswith("float32["):
+                if spec.vector is not None:
                     raise self.error(at, f"{ref!r} is a feature vector; a score column was asked.")
                 return f"{stage}.{column}"
             raise self.error(
@@ -396,7 +439,7 @@ class Recipe:
             params["largest"] = False  # the column says that lower is better
         features = spec.get("features")
         if cls.x_name == "features":
-            vectors = [n for n, s in self.scorers.items() if s.columns[0].dtype.startswith("float32[")]
+            vectors = [n for n, s in self.scorers.items() if s.columns[0].vector is not None]
             if features is None and len(vectors) == 1:
                 features = vectors[0]
             if features not in vectors:

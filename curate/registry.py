@@ -28,6 +28,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "response-entropy": "curate.scorers.entropy:ResponseEntropy",
         "hidden-states": "curate.scorers.hidden_states:HiddenStates",
         "nuclear-norm": "curate.scorers.nuclear_norm:NuclearNorm",
+        "gradients": "curate.scorers.gradients:Gradients",
+        "attribution": "curate.scorers.attribution:Attribution",
         "length": "curate.scorers.length:Length",
         "text-heuristics": "curate.scorers.text_heuristics:TextHeuristics",
         "column": "curate.scorers.column:ColumnValue",

@@ -4,7 +4,7 @@ Importing this package loads no machine-learning library; ``load`` and ``encoder
 """
 
 from curate.models.base import CausalLM, Forward, Generation, Sampling
-from curate.models.identity import identify, width
+from curate.models.identity import context, identify, width
 from curate.models.loading import check, load, release, set_threads, unload
 from curate.models.template import EncodedRow, Encoder, encoder
 
@@ -16,6 +16,7 @@ __all__ = [
     "Generation",
     "Sampling",
     "check",
+    "context",
     "encoder",
     "identify",
     "load",

@@ -106,6 +106,35 @@ class Head:
         """Return the logits (n, V) of a few states (n, d), at least float32."""
         return self.finish(_wide(self.linear(hidden)))
 
+    def slopes(self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Return the gradient of −Σ_t w_t log p_t(y_t) in the states: (n, d), of their type.
+
+        w_t Wᵀ (g′ ∘ δ_t), g′ the slope of what the architecture does to logits; in closed form, a few hundred positions
+        at a time.
+
+        Parameters
+        ----------
+        hidden : (n, d).
+        targets : int64 (n,).
+        weights : (n,).
+        """
+        import torch
+
+        out = torch.empty_like(hidden)
+        size = max(1, min(_POSITIONS if hidden.device.type == "cpu" else self.hold, self.hold // len(self.linear.weight)))
+        for h, y, w, its in zip(*(x.split(size) for x in (hidden, targets, weights, out)), strict=True):
+            raw = _wide(self.linear(h))
+            if np.isnan(self.scale):
+                with torch.enable_grad():
+                    raw.requires_grad_()
+                    capped = self.finish(raw)
+                delta = cross_entropy_slopes(capped.detach().clone(), y, w)
+                (delta,) = torch.autograd.grad(capped, raw, delta)
+            else:
+                delta = cross_entropy_slopes(self.finish(raw), y, w * self.scale)
+            torch.matmul(delta.to(h.dtype), self.linear.weight, out=its)
+        return out
+
     def nuclear_norm(self, hidden: torch.Tensor) -> float:
         """Return the sum of the singular values of the logits of the states (T, d), computed from T × d numbers.
 
@@ -313,6 +342,51 @@ def logit_map(config: Any) -> tuple[Callable[[torch.Tensor], torch.Tensor], floa
     if isinstance(over, float):
         return lambda z: z / over, 1 / over
     return lambda z: z, 1.0
+
+
+def head_is_known(model: Any, known: Head) -> bool:
+    """Whether ``finish(W h + bias)`` is what the model's own forward pass gives, on a few ids.
+
+    Three questions, so that the answer does not hang on how large this model's logits happen to be: does the head read
+    the last hidden state, does it multiply by its weight and nothing else, and what does the model do to what the head
+    returns (here: numbers from −100 to 100)?
+    """
+    import torch
+
+    head, embedding = known.linear, model.get_input_embeddings()
+    if not isinstance(head, torch.nn.Linear) or model.base_model is model:
+        return False
+    device = embedding.weight.device
+    ids = torch.arange(1, 17, device=device).reshape(2, 8) * 7919 % embedding.num_embeddings
+    seen = []
+
+    def ramp(like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return torch.linspace(-100, 100, like.numel(), device=device, dtype=dtype).reshape(like.shape)
+
+    def watch(_: Any, inputs: Any, output: Any) -> Any:
+        seen.append((inputs[0], output))
+        return ramp(output, output.dtype)
+
+    with torch.inference_mode():
+        handle = head.register_forward_hook(watch)
+        try:
+            logits = model(input_ids=ids, use_cache=False).logits
+        finally:
+            handle.remove()
+        hidden = model.base_model(input_ids=ids, use_cache=False)[0]
+        if len(seen) != 1 or seen[0][0].shape != hidden.shape or seen[0][1].shape != logits.shape:
+            return False
+        probe = ramp(logits, seen[0][1].dtype)
+        # Rounding: the soft cap is applied in the model's type there, in float32 here.
+        tolerance = 1e-5 if model.dtype.itemsize >= 4 else 2e-2
+        product = torch.nn.functional.linear(seen[0][0], head.weight, head.bias).float()
+        # Weights that overflow give the same infinity and the same NaN either way.
+        size = tolerance * float(product.nan_to_num(0, 0, 0).abs().max())
+        return bool(
+            torch.allclose(seen[0][0].float(), hidden.float(), rtol=tolerance, atol=tolerance)
+            and torch.allclose(seen[0][1].float(), product, rtol=tolerance, atol=size, equal_nan=True)
+            and torch.allclose(known.finish(probe.float()), logits.float(), rtol=tolerance, atol=tolerance)
+        )
 
 
 def _taken(z: torch.Tensor, targets: torch.Tensor, first: int) -> torch.Tensor:

@@ -118,6 +118,22 @@ def width(model: str) -> int:
     raise ModelError(f"model {model!r}: its config.json names no hidden_size; found {', '.join(sorted(config)[:12])}.")
 
 
+def context(model: str) -> int | None:
+    """Return the longest sequence that the model reads, in tokens, from its config.json; None where that sets no limit.
+
+    Raises
+    ------
+    ModelError
+        If the model cannot be found.
+    """
+    config = _config(model)
+    for part in (config.get("text_config") or {}, config):
+        for key in ("max_position_embeddings", "n_positions"):
+            if isinstance(part.get(key), int):
+                return int(part[key])
+    return None
+
+
 def _config(model: str) -> dict[str, Any]:
     source = locate(model)
     folder = Path(source.name)

@@ -11,8 +11,7 @@ Where the time and the memory go, and what is done about it:
 * What follows the last scored token is not read, and logits are computed only at positions that predict a scored token,
   a few hundred at a time: T×V numbers never exist at once.  So is the last layer's MLP (``curate.models.last_mlp``).
 * What several rows begin with is computed once (``curate.models.prefix``), within one call of ``forward``.
-* On a CPU each thread takes batches of its own.  Threads that share every matrix product wait for each other some
-  hundred times a batch, and where other processes want the cores too, that costs several times the work itself.
+* On a CPU each thread takes batches of its own (``curate.models.threads``).
 * On out-of-memory the batch is halved, and the budget with it, once and for all.
 
 Hidden states times head are the model's logits for most architectures but not for all, so each model is tested when it
@@ -24,7 +23,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -37,11 +35,12 @@ from curate.exceptions import ModelError
 from curate.models.base import QUANTITIES, CausalLM, DType, Forward, Generation, Quantity, Row, Sampling
 from curate.models.compiled import compile_layers
 from curate.models.generation import Text, Writer, end_tokens
-from curate.models.head import Head
+from curate.models.head import Head, head_is_known
 from curate.models.last_mlp import last_mlp
 from curate.models.prefix import EXPANSION, Group, Prefixes, batches, groups, shares_prefixes
 from curate.models.rows import check_prompt, check_row
 from curate.models.template import load_tokenizer
+from curate.models.threads import run_batches
 from curate.models.weights import changes_when_run, find_device, is_out_of_memory, load_weights
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ class TransformersLM(CausalLM):
         self._one_batch_per_thread = self.device == "cpu" and not changes_when_run(config)
         self._head = Head(self._model.get_output_embeddings(), config, block=_HEAD_BLOCK[kind], hold=_HEAD_HOLD[kind])
         with torch.inference_mode():
-            self.by_hidden_states = self._head_is_known(torch)
+            self.by_hidden_states = head_is_known(self._model, self._head)
             """Whether logits are computed from hidden states, at the scored positions only."""
             base = self._model.base_model
             self._last_mlp = last_mlp(torch, base, self.vocab_size, self.device) if self.by_hidden_states else None
@@ -177,7 +176,7 @@ class TransformersLM(CausalLM):
             tasks.append(partial(self._score_rows, order[:size], call))
             order = order[size:]
 
-        self._run(tasks)
+        run_batches(tasks, apart=self._one_batch_per_thread)
         return out
 
     def generate(self, prompts: Sequence[NDArray[np.integer]], sampling: Sampling) -> list[list[Generation] | None]:
@@ -234,23 +233,8 @@ class TransformersLM(CausalLM):
             tasks.append(partial(finish, batch))
         # Compiled layers would be compiled anew for the growing caches.
         with torch.compiler.set_stance("force_eager") if self._compiled else contextlib.nullcontext():
-            self._run(tasks)
+            run_batches(tasks, apart=self._one_batch_per_thread)
         return out
-
-    def _run(self, tasks: Sequence[Callable[[], None]]) -> None:
-        """Do the tasks, on a CPU each thread its own."""
-        import torch
-
-        threads = torch.get_num_threads()
-        if self._one_batch_per_thread and 1 < threads <= len(tasks):
-            try:
-                with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                    list(pool.map(lambda task: task(), tasks))
-            finally:
-                torch.set_num_threads(threads)  # what the workers set is the default of every thread to come
-        else:
-            for task in tasks:
-                task()
 
     def _check_served(self, wants: frozenset[Quantity]) -> None:
         lacking = wants - self.serves
@@ -419,47 +403,6 @@ class TransformersLM(CausalLM):
     def _next_logits(self, ids: NDArray[np.int64]) -> torch.Tensor:
         """Return the logits (V,) after a sequence, computed from its beginning by the model's own forward pass."""
         return self._model(input_ids=self._batch([ids], ids.size), use_cache=False).logits[0, -1]
-
-    def _head_is_known(self, torch: Any) -> bool:
-        """Whether ``finish(W h + bias)`` is what the model's own forward pass gives, on a few ids.
-
-        Three questions, so that the answer does not hang on how large this model's logits happen to be: does the head
-        read the last hidden state, does it multiply by its weight and nothing else, and what does the model do to what
-        the head returns (here: numbers from −100 to 100)?
-        """
-        model, head = self._model, self._model.get_output_embeddings()
-        if not isinstance(head, torch.nn.Linear) or model.base_model is model:
-            return False
-        ids = torch.arange(1, 17, device=self.device).reshape(2, 8) * 7919 % self.vocab_size
-        seen = []
-
-        def watch(_: Any, inputs: Any, output: Any) -> Any:
-            seen.append((inputs[0], output))
-            return torch.linspace(-100, 100, output.numel(), device=self.device, dtype=output.dtype).reshape(
-                output.shape
-            )
-
-        handle = head.register_forward_hook(watch)
-        try:
-            logits = model(input_ids=ids, use_cache=False).logits
-        finally:
-            handle.remove()
-        hidden = model.base_model(input_ids=ids, use_cache=False)[0]
-        if len(seen) != 1 or seen[0][0].shape != hidden.shape or seen[0][1].shape != logits.shape:
-            return False
-        probe = torch.linspace(-100, 100, logits.numel(), device=self.device, dtype=seen[0][1].dtype).reshape(
-            logits.shape
-        )
-        # Rounding: the soft cap is applied in the model's type there, in float32 here.
-        tolerance = 1e-5 if model.dtype == torch.float32 else 2e-2
-        product = torch.nn.functional.linear(seen[0][0], head.weight, head.bias).float()
-        # Weights that overflow give the same infinity and the same NaN either way.
-        size = tolerance * float(product.nan_to_num(0, 0, 0).abs().max())
-        return bool(
-            torch.allclose(seen[0][0].float(), hidden.float(), rtol=tolerance, atol=tolerance)
-            and torch.allclose(seen[0][1].float(), product, rtol=tolerance, atol=size, equal_nan=True)
-            and torch.allclose(self._head.finish(probe.float()), logits.float(), rtol=tolerance, atol=tolerance)
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ def score(
     out = pa.table({"id": examples.column("id")})
     for name, scorer in named.items():
         if scorer.fit_rows:
-            sample = examples.sort_by("content_key").slice(0, scorer.fit_rows)
+            sample = examples.sort_by("content_key").take(pa.array(scorer.fit_sample(examples.num_rows)))
             scorer.load(scorer.fit(sample.select(list(scorer.reads)).combine_chunks()))
         try:
             parts = [

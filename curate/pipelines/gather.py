@@ -82,7 +82,8 @@ def features(store: Store, index: Index, stage: Stage) -> NDArray[np.float32]:
 
     NaN rows are examples without a vector.  The map is rebuilt when the pool or the stage changed.
     """
-    dim = int(stage.scorer.columns[0].dtype[len("float32[") : -1])
+    assert stage.scorer.columns[0].vector is not None
+    dim = stage.scorer.columns[0].vector[1]
 
     def fill(out: NDArray[np.float32]) -> None:
         stored = store.read_many(stage.directory, [f"{part.stem}.npy" for part in index.parts])

@@ -14,7 +14,8 @@ from curate.exceptions import RunDirectoryError
 from curate.pipelines.executor import usable_cores
 from curate.pipelines.index import Index, build_index
 from curate.pipelines.rates import known_rates, rate_key
-from curate.pipelines.worker import sharing
+from curate.pipelines.targets import read_targets
+from curate.pipelines.worker import Stage, sharing
 
 if TYPE_CHECKING:
     from curate.base import Scorer
@@ -95,12 +96,17 @@ def plan(run: Run) -> Plan:
     ]
     pool = index.n if index else expected
     chars = sum(p.chars for p in index.parts) if index else _chars(groups)
+    targets = read_targets(run.recipe) if run.recipe.targets else None
+    named: dict[str, Stage] = {}
     groups_of = {stage.name: group for group in sharing(stages.values()) for stage in group}
     for name, stage in stages.items():
         together = [other.scorer for other in groups_of[name]]
         share = len({view for scorer in together for view in scorer.passes}) / len(together)
-        if index is not None and stage.fitted:
+        if index is not None and stage.fitted and stage.scorer.fits_on == "pool":
             stage = run.name_fitted(stage, index)
+        named[name] = stage
+        if stage.scorer.of is not None and targets is not None:
+            stage = run.name_derived(stage, named, targets)
         marks = run.score_done(stage, index) if index else {}
         done = sum(m["rows"] for m in marks.values())
         left = pool - done

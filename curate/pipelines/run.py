@@ -4,6 +4,8 @@
                           │                             │
                           └──score, one stage each──► scores/ + features/ (sidecars, row by row)
                                                         │
+    targets ──draw──► their vectors, by the same stage ─┤ attribution: one more stage of features
+                                                        │
                               select (steps on plain arrays, canonical order)
                                                         │
                                  decisions/ (every input row) + dataset/ + provenance/
@@ -20,8 +22,9 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +34,7 @@ import numpy as np
 from curate import __version__
 from curate.exceptions import AccountingError, ModelError, RunError, StageError
 from curate.fingerprint import fingerprint
-from curate.pipelines import decide, export, handover, publish
+from curate.pipelines import decide, export, gather, handover, publish
 from curate.pipelines.executor import Executor, Task, executor
 from curate.pipelines.facts import write_card
 from curate.pipelines.index import Index, build_index
@@ -41,9 +44,12 @@ from curate.pipelines.progress import Progress
 from curate.pipelines.rates import rate_key, remember_rate
 from curate.pipelines.select import Verdicts, select
 from curate.pipelines.store import Store
-from curate.pipelines.worker import Stage, fit, score, sharing
+from curate.pipelines.targets import Targets, draw, overlaps, read_targets
+from curate.pipelines.worker import Stage, fit, look, read_state, score, sharing, write_state
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from curate.connectors.recognise import Recognised
     from curate.recipe import Recipe
 
@@ -72,6 +78,7 @@ class Run:
         self.store = Store(str(directory) if "://" in str(directory) else str(Path(directory).absolute()))
         self.workers = self.workers or self.recipe.execution.workers
         self._executor: Executor | None = None
+        self._targets: Targets | None = None
         self._checked: set[str] = set()
 
     # -- the whole ---------------------------------------------------------------------------------------------------
@@ -93,6 +100,7 @@ class Run:
             If input rows and decisions do not add up.
         """
         recognised, groups = self._discover()
+        self._targets = read_targets(self.recipe) if self.recipe.targets and until != "read" else None
         stages = self._identify()
         progress = Progress(sys.stderr, quiet=self.quiet)
         try:
@@ -111,8 +119,10 @@ class Run:
                 self._account_reading(accounts, index)
                 if until != "read":
                     stages = self._fit(stages, index, progress)
-                    for together in sharing(stages.values()):
+                    for together in sharing(stage for stage in stages.values() if stage.scorer.of is None):
                         self._score(together, index, progress)
+                    for stage in [stage for stage in stages.values() if stage.scorer.of is not None]:
+                        stages[stage.name] = self._attribute(stage, stages, index, progress)
                 if until == "write":
                     self._write(accounts, index, stages, progress)
                     self._stop_workers()  # what follows takes memory of its own, and needs none of them
@@ -249,8 +259,8 @@ class Run:
     # -- scoring -----------------------------------------------------------------------------------------------------
 
     def fit_rows(self, stage: Stage, index: Index) -> np.ndarray:
-        """Reading-order numbers of the rows that a stage is fitted on: those with the smallest content keys."""
-        return np.sort(index.pool[: stage.scorer.fit_rows])
+        """Reading-order numbers of the rows that a stage is fitted on, drawn by their content keys."""
+        return np.sort(index.pool[stage.scorer.fit_sample(index.pool.size)])
 
     def name_fitted(self, stage: Stage, index: Index) -> Stage:
         """Add the content of the sample that it is fitted on to a stage's fingerprint."""
@@ -266,7 +276,7 @@ class Run:
     def _fit(self, stages: dict[str, Stage], index: Index, progress: Progress) -> dict[str, Stage]:
         out = {}
         for name, stage in stages.items():
-            if stage.fitted:
+            if stage.fitted and stage.scorer.fits_on == "pool":
                 stage = self.name_fitted(stage, index)
                 if not self.store.exists(".curate", "fit", f"{stage.key}.npz"):
                     rows = self.fit_rows(stage, index)
@@ -281,6 +291,47 @@ class Run:
                     line.finish()
             out[name] = stage
         return out
+
+    def name_derived(self, stage: Stage, stages: Mapping[str, Stage], targets: Targets) -> Stage:
+        """Add what it reads to the fingerprint of a stage on another's vectors: that stage, and the targets."""
+        assert stage.scorer.of is not None
+        of = stages[stage.scorer.of]
+        mark = fingerprint(stage.fingerprint, of.key, targets.fingerprint)
+        return Stage(stage.name, stage.scorer, mark, fitted=True, of=of.directory)
+
+    def _attribute(self, stage: Stage, stages: Mapping[str, Stage], index: Index, progress: Progress) -> Stage:
+        """Draw the targets, look at them by the stage whose vectors are read, and hold every row against them."""
+        of = stage.scorer.of
+        assert self._targets is not None and of is not None
+        stage = self.name_derived(stage, stages, self._targets)
+        if not self.store.exists(".curate", "fit", f"{stage.key}.npz"):
+            made = stages[of]
+            scorer = made.scorer.for_targets()
+            identity = fingerprint("targets", made.fingerprint, scorer.identity())
+            aims = Stage(made.name, scorer, identity, fitted=made.fitted, learned=made.key)
+            sample, drawn = draw(self._targets, partial(self._look, aims, progress))
+            state = stage.scorer.fit(sample.select(list(stage.scorer.reads)))
+            self.store.write_table(sample.drop_columns(["vector"]), "targets", f"{stage.key}.parquet")
+            self.store.write_json(drawn, "targets", f"{stage.key}.json")
+            write_state(self.store, stage.key, state)
+        stage.scorer.load(read_state(self.store, stage.key))
+        self._score([stage], index, progress)
+        overlap = overlaps(gather.reasons(self.store, index, stage), self._targets.sets)
+        drawn = self.store.read_json("targets", f"{stage.key}.json")
+        self.manifest["stages"][stage.name]["targets"] = [one | {"overlap": overlap[one["task"]]} for one in drawn]
+        if any(overlap.values()):
+            told = ", ".join(f"{n:,} of {task}" for task, n in overlap.items() if n)
+            progress.say(f"{stage.name}: rows of the pool that ask what a target asks were left out: {told}")
+        return stage
+
+    def _look(self, stage: Stage, progress: Progress, table: pa.Table) -> pa.Table:
+        line = progress.stage(f"{stage.name} of targets", table.num_rows)
+        (found,) = self._map(
+            [(f"{stage.name} of targets", look, (self.store, stage, table))], model=stage.scorer.resource == "model"
+        )
+        line.advance(table.num_rows)
+        line.finish()
+        return found[1]
 
     def score_done(self, stage: Stage, index: Index) -> dict[str, dict[str, Any]]:
         """Return the marks of the parts whose scores are there and fresh."""

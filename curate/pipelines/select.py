@@ -6,6 +6,7 @@ own reason, or stop the run, as the step's ``nulls`` says; they are never given 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -153,6 +154,9 @@ def _step(
         )
 
     selector = step.selector
+    if step.features is not None and getattr(selector, "targets", ()) is None:
+        labels = getattr(stages[step.features].scorer, "labels_", None)
+        selector = dataclasses.replace(selector, targets=labels)  # type: ignore[type-var]
     quality = columns.get("quality")
     if quality is not None:
         quality = quality[alive] if recipe.direction(str(step.quality)) is not False else -quality[alive]

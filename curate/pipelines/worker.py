@@ -9,12 +9,13 @@ from __future__ import annotations
 import io
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from curate.base import Scorer
 from curate.pipelines.store import Store
@@ -30,6 +31,10 @@ class Stage:
     scorer: Scorer
     fingerprint: str
     fitted: bool = False
+    learned: str | None = None
+    """The key of the stage whose state it takes, if not its own."""
+    of: str | None = None
+    """The directory of the vectors that it reads."""
 
     @property
     def key(self) -> str:
@@ -37,7 +42,7 @@ class Stage:
 
     @property
     def wide(self) -> bool:
-        return self.scorer.columns[0].dtype.startswith("float32[")
+        return self.scorer.columns[0].vector is not None
 
     @property
     def directory(self) -> str:
@@ -63,9 +68,7 @@ def opened(store: Store, stages: Sequence[Stage]) -> list[Scorer]:
             continue
         scorer = stage.scorer
         if stage.fitted:
-            held = io.BytesIO(store.read_bytes(".curate", "fit", f"{stage.key}.npz"))
-            with np.load(held, allow_pickle=False) as state:
-                scorer.load({k: state[k] for k in state.files})
+            scorer.load(read_state(store, stage.learned or stage.key))
         scorer.open()
         _OPEN[stage.key] = scorer
     return [_OPEN[stage.key] for stage in stages]
@@ -81,17 +84,46 @@ def close_scorers() -> None:
         unload(idle=True)
 
 
+def read_state(store: Store, key: str) -> dict[str, NDArray[Any]]:
+    """Return what a stage has learned."""
+    held = io.BytesIO(store.read_bytes(".curate", "fit", f"{key}.npz"))
+    with np.load(held, allow_pickle=False) as state:
+        return {name: state[name] for name in state.files}
+
+
+def write_state(store: Store, key: str, state: Mapping[str, NDArray[Any]]) -> None:
+    with store.writing(".curate", "fit", f"{key}.npz") as handle:
+        np.savez(handle, **state)  # type: ignore[arg-type]
+
+
 def fit(store: Store, stage: Stage, rows: dict[str, list[int]]) -> dict[str, Any]:
-    """Fit a scorer on chosen rows (part name → row numbers), in the order of their content keys; keep the state."""
+    """Fit a scorer on chosen rows (part name → row numbers), in the order of their content keys; keep the state.
+
+    What a step of several has learned is kept until the last one is done: a run that is stopped goes on from there.
+    """
     began = time.perf_counter()
     columns = list(dict.fromkeys(("content_key", *stage.scorer.reads)))
     tables = [store.read_table("examples", name, columns=columns).take(pa.array(at)) for name, at in rows.items()]
     sample = pa.concat_tables(tables)
     sample = sample.sort_by("content_key").select(list(stage.scorer.reads)).combine_chunks()
-    state = stage.scorer.fit(sample)
-    with store.writing(".curate", "fit", f"{stage.key}.npz") as handle:
-        np.savez(handle, **state)  # type: ignore[arg-type]
+    steps = stage.scorer.fit_steps
+    parts = [f"{stage.key}-step-{i + 1}" for i in range(steps - 1)]
+    state: dict[str, NDArray[Any]] | None = None
+    there = set(store.list(".curate/fit"))
+    first = next((i + 1 for i in reversed(range(steps - 1)) if f"{parts[i]}.npz" in there), 0)
+    if first:
+        state = read_state(store, parts[first - 1])
+    for step in range(first, steps):
+        state = stage.scorer.fit_step(step, sample, state)
+        write_state(store, parts[step] if step < steps - 1 else stage.key, state)
+    store.remove_files(".curate/fit", [f"{name}.npz" for name in parts if f"{name}.npz" in store.list(".curate/fit")])
     return {"rows": sample.num_rows, "seconds": round(time.perf_counter() - began, 3)}
+
+
+def look(store: Store, stage: Stage, table: pa.Table) -> pa.Table:
+    """Return what a stage's scorer makes of a small table that is no part of the pool."""
+    (scorer,) = opened(store, [stage])
+    return scorer.score(table.select(list(scorer.reads)))
 
 
 def score(
@@ -106,10 +138,14 @@ def score(
     for stage in stages:
         store.append_event({"stage": stage.key, "part": stem, "event": "start", "digest": digest})
     mask = np.unpackbits(np.frombuffer(kept, dtype=np.uint8), count=rows).astype(bool)
-    reads = dict.fromkeys(("id", *(column for stage in stages for column in stage.scorer.reads)))
+    reads = dict.fromkeys(
+        ("id", *(c for stage in stages for c in stage.scorer.reads if stage.of is None or c != "vector"))
+    )
     table = store.read_table("examples", part, columns=list(reads))
     if not mask.all():
         table = table.filter(pa.array(mask))
+    for of in {stage.of for stage in stages if stage.of is not None}:
+        table = table.append_column("vector", _vectors(store, of, stem))
     scorers = opened(store, stages)
     loaded = time.perf_counter()
     if len(stages) == 1:
@@ -136,6 +172,13 @@ def score(
     return marks
 
 
+def _vectors(store: Store, directory: str, stem: str) -> pa.Array:
+    """Return the vectors of one part that another stage made; null where a row has none."""
+    matrix = np.load(io.BytesIO(store.read_bytes(directory, f"{stem}.npy")), allow_pickle=False)
+    missing = np.isnan(matrix[:, :1]).any(axis=1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1], mask=pa.array(missing))
+
+
 def _write(store: Store, stage: Stage, part: str, ids: pa.ChunkedArray, scored: pa.Table) -> None:
     """Write a stage's sidecar of one part: its columns in order, and a vector's numbers in a file of their own."""
     if stage.wide:
@@ -144,9 +187,9 @@ def _write(store: Store, stage: Stage, part: str, ids: pa.ChunkedArray, scored: 
         matrix = flat[: len(vectors) * vectors.type.list_size].reshape(len(vectors), -1)
         missing = np.asarray(vectors.is_null())
         if missing.any():
-            matrix = np.where(missing[:, None], np.float32("nan"), matrix)
+            matrix = np.where(missing[:, None], matrix.dtype.type("nan"), matrix)
         with store.writing(*stage.directory.split("/"), f"{part.removesuffix('.parquet')}.npy") as handle:
-            np.save(handle, np.ascontiguousarray(matrix, dtype=np.float32), allow_pickle=False)
+            np.save(handle, np.ascontiguousarray(matrix), allow_pickle=False)
         scored = scored.remove_column(0)
     out = pa.table({"id": ids})
     for name in scored.column_names:

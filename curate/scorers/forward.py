@@ -11,17 +11,18 @@ import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curate import models
 from curate.base import Column, Scorer
-from curate.exceptions import InputError, StageError
+from curate.exceptions import InputError
 from curate.models import backends
 from curate.models.backends import Backend
 from curate.models.base import Forward, Quantity
+from curate.scorers.encoded import EncodedScorer
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,47 +55,18 @@ class Passes:
 
 
 @dataclass(kw_only=True)
-class ForwardScorer(Scorer):
+class ForwardScorer(EncodedScorer):
     """A scorer that reads forward passes; its subclasses say which quantities, and what they make of them.
 
     A row is null, with a reason, where the template cannot show it, where no token of it is in the loss, where it is
     longer than the limit (unless ``long_rows`` says otherwise), and where it alone does not fit into memory.
     """
 
-    reads: ClassVar[tuple[str, ...]] = ("messages", "tools")
-    resource: ClassVar[str] = "model"
-    neutral: ClassVar[tuple[str, ...]] = ("batch_tokens", "device")
-
-    model: str
-    """Folder or Hub name ("org/name", "org/name@revision") of a causal LM in safetensors."""
-    template: Literal["auto", "chat", "plain"] = "auto"
-    """How a conversation becomes text: the tokenizer's chat template, GRAPE's Question:/Answer:, or chat where there is
-    one."""
-    turns: Literal["all", "last"] = "all"
-    """Which assistant turns are scored; those marked train=false never are."""
-    special_text: Literal["drop", "read"] = "drop"
-    """Rows whose own text spells a special token ("<|im_end|>"): null with that reason, or read as the tokenizer and
-    most trainers do, as that token."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type to compute in; auto: float32 below 10⁹ parameters, as stored above."""
-    max_tokens: int | None = None
-    """The limit of a row's length; by default the model's context."""
-    long_rows: Literal["drop", "truncate", "stop"] = "drop"
-    """What becomes of longer rows: null with that reason; cut at the end, where the score is then that of a beginning,
-    and the column ``cut`` says how many tokens it lacks; or the run stops."""
     backend: Backend = "transformers"
     """Where the model runs: transformers, vllm, or an HTTP server; see ``curate.models.backends``."""
-    batch_tokens: int | None = None
-    """Tokens of a batch, padding counted; by default 1024 on a CPU, 16384 on a GPU.  Changes no score beyond
-    rounding.  Of the backend transformers; vLLM has its own."""
-    device: str = "auto"
-    """"cpu", "cuda", "mps"; auto: a GPU where there is one.  Of the backend transformers."""
 
     def __post_init__(self) -> None:
-        for key in ("max_tokens", "batch_tokens"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise InputError(f"{self.name}: {key}={value}; it must be at least 1, or left out.")
+        super().__post_init__()
         if isinstance(self.backend, backends.HTTP) and self.dtype != "auto":
             raise InputError(
                 f"{self.name}: dtype={self.dtype!r} was asked of a server, which computes in what it was started with; "
@@ -103,7 +75,6 @@ class ForwardScorer(Scorer):
         for quantities in self.needs.values():
             backends.check(self.backend, quantities, caller=self.name)
         self._lm: models.CausalLM | None = None
-        self._encoder: models.Encoder | None = None
 
     # -- for subclasses ----------------------------------------------------------------------------------------------
 
@@ -129,21 +100,13 @@ class ForwardScorer(Scorer):
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        cut = (Column("cut", "tokens cut off", None, "int64"),)
-        return self.own_columns + (cut if self.long_rows == "truncate" else ())
+        return self.own_columns + self.cut_column
 
     @property
     def tolerance(self) -> float:
         """Rounding: other company is another shape of matrix product, which sums in another order."""
         dtype = self.dtype if self._lm is None else self._lm.dtype
         return 1e-5 if dtype in ("auto", "float32") else 2e-2
-
-    def identity(self) -> dict[str, Any]:
-        """A digest or a commit stands for the model's path, and the template in use for ``template``."""
-        identity = super().identity()
-        replaced = ("model", "template", "backend")
-        identity["params"] = {k: v for k, v in identity["params"].items() if k not in replaced}
-        return identity | self._source()
 
     def _source(self) -> dict[str, Any]:
         """Return what the pass itself depends on, as JSON: model, template and backend."""
@@ -187,13 +150,6 @@ class ForwardScorer(Scorer):
         """Return what produced the numbers, once opened: backend, version, dtype, device, template."""
         return {} if self._lm is None else {**self._lm.describe(), "template": self._encode().kind}
 
-    def _encode(self) -> models.Encoder:
-        if self._encoder is None:
-            self._encoder = models.encoder(
-                self.model, template=self.template, turns=self.turns, special_text=self.special_text
-            )
-        return self._encoder
-
     def _score(self, examples: pa.Table) -> Mapping[str, Any]:
         (passes,) = _run_passes([self], examples)
         return self._finished(passes)
@@ -220,8 +176,7 @@ def _run_passes(scorers: Sequence[ForwardScorer], examples: pa.Table) -> list[Pa
     first = scorers[0]
     lm = first._lm
     assert lm is not None
-    rows = first._encode().encode(examples["messages"].to_pylist(), examples["tools"].to_pylist())
-    rows, reasons, cut = _within_limit(rows, lm, first)
+    rows, reasons, cut = first._rows(examples, lm.context)
     tokens = np.array([int(row.mask.sum()) for row in rows], dtype=np.int64)
     length = np.array([row.ids.size for row in rows], dtype=np.int64)
     own: list[list[str | None]] = []
@@ -251,31 +206,3 @@ def _run_passes(scorers: Sequence[ForwardScorer], examples: pa.Table) -> list[Pa
         Passes(why, tokens, length, cut, {view: found[view] for view in scorer.needs}, lm.head_norm)
         for scorer, why in zip(scorers, own, strict=True)
     ]
-
-
-def _within_limit(
-    rows: list[models.EncodedRow], lm: models.CausalLM, scorer: ForwardScorer
-) -> tuple[list[models.EncodedRow], list[str | None], NDArray[np.int64]]:
-    """Return the rows with long ones cut, why a row cannot be scored, and how many tokens each one lost."""
-    limit = int(min(scorer.max_tokens or 2**62, lm.context or 2**62))
-    reasons: list[str | None] = []
-    cut = np.zeros(len(rows), dtype=np.int64)
-    out = []
-    for i, row in enumerate(rows):
-        reason = row.reason
-        if reason is None and row.ids.size > limit:
-            if scorer.long_rows == "stop":
-                raise StageError(
-                    f"{scorer.name}: a row has {row.ids.size:,} tokens, more than max_tokens={limit:,}, and "
-                    "long_rows: stop was asked; ask for drop or truncate, or raise the limit."
-                )
-            if scorer.long_rows == "truncate":
-                cut[i] = row.ids.size - limit
-                row = models.EncodedRow(row.ids[:limit], row.mask[:limit], None, row.header[:limit], row.bos)
-            else:
-                reason = f"longer than max_tokens={limit}"
-        if reason is None and not row.mask.any():
-            reason = "no token is in the loss" if not cut[i] else f"no token in the loss before max_tokens={limit}"
-        reasons.append(reason)
-        out.append(row)
-    return out, reasons, cut

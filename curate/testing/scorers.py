@@ -209,8 +209,9 @@ def _check_open(scorer: Scorer) -> None:
 
 
 def _arrow_type(column: Column) -> pa.DataType:
-    if column.dtype.startswith("float32["):
-        return pa.list_(pa.float32(), int(column.dtype[len("float32[") : -1]))
+    if column.vector is not None:
+        kind, dim = column.vector
+        return pa.list_(pa.from_numpy_dtype(kind), dim)
     return {"float64": pa.float64(), "int64": pa.int64()}[column.dtype]
 
 

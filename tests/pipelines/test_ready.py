@@ -55,7 +55,7 @@ def scores(job: Run) -> pl.DataFrame:
 
 
 def test_they_are_listed_and_printed() -> None:
-    assert ready.names() == ["donod", "grape", "ifd"]
+    assert ready.names() == ["bids", "donod", "grape", "ifd", "less", "rds"]
     listed = curate("recipes")
     assert listed.returncode == 0 and [line.split()[0] for line in listed.stdout.splitlines()] == ready.names()
     assert "grape   GRAPE: of several responses to one instruction" in listed.stdout
@@ -67,7 +67,7 @@ def test_one_that_is_not_there() -> None:
     with pytest.raises(InputError) as error:
         ready.text("grap")
     assert str(error.value) == (
-        "no ready-made recipe is called 'grap'; did you mean 'grape'? Known: donod, grape, ifd."
+        "no ready-made recipe is called 'grap'; did you mean 'grape'? Known: bids, donod, grape, ifd, less, rds."
     )
     done = curate("recipes", "grap")
     assert done.returncode == 2 and done.stdout == "" and "did you mean 'grape'?" in done.stderr
@@ -79,13 +79,16 @@ def test_a_run_of_one_that_was_not_written_yet_is_told_how(tmp_path: Path) -> No
     assert "no recipe at ifd.yaml; for the ready-made one, 'curate recipes ifd > ifd.yaml' first." in done.stderr
 
 
-@pytest.mark.parametrize("name", ["donod", "grape", "ifd"])
-def test_as_they_stand_they_mean_the_shipped_example(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [("donod", "donod"), ("grape", "grape"), ("ifd", "ifd"), ("less", "gradients"), ("bids", "gradients"), ("rds", "states")],
+)
+def test_as_they_stand_they_mean_the_shipped_example(name: str, stage: str, tmp_path: Path) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     recipe = made(name, tmp_path)
     assert recipe.name == name
     assert recipe.sources[0].path == str(tmp_path / "examples/pool/*.parquet")
-    assert recipe.scorers[name].params()["model"] == str(tmp_path / "examples/model")
+    assert recipe.scorers[stage].params()["model"] == str(tmp_path / "examples/model")
     assert ready.about(name).endswith(".") and f"curate run {name}.yaml" in ready.text(name)
 
 
