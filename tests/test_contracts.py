@@ -3,10 +3,15 @@
 A new scorer is found through the registry and fails here until it has a line in the table below.
 """
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
 from curate import registry
+from curate.models.lora import Lora
+from curate.models.warmup import WarmUp
+from curate.seeding import rng_for
 from curate.testing import check_scorer, odd_examples
 
 # Word → the arguments to check it with, one dict per variant; "MODEL" stands for a tiny model's folder.
@@ -21,6 +26,12 @@ SCORERS = {
     "response-entropy": [{"model": "MODEL", "device": "cpu"}],
     "hidden-states": [{"model": "MODEL", "device": "cpu"}, {"model": "MODEL", "device": "cpu", "pooling": "last"}],
     "nuclear-norm": [{"model": "MODEL", "device": "cpu", "max_tokens": 64, "long_rows": "truncate"}],
+    "gradients": [
+        {"model": "MODEL", "device": "cpu", "dims": 64, "warm_up": None, "optimizer": "sgd"},
+        {"model": "MODEL", "device": "cpu", "dims": 64, "warm_up": None, "side": "targets", "layers": ["q_proj"]},
+        {"model": "MODEL", "device": "cpu", "dims": 32, "warm_up": WarmUp(epochs=2, batch=4, lora=Lora(r=2))},
+    ],
+    "attribution": [{"of": "vectors"}, {"of": "vectors", "overlap": "keep"}],
     "length": [{"model": "MODEL"}, {"model": "MODEL", "template": "plain"}],
     "text-heuristics": [{}],
     "column": [{"column": "quality"}, {"column": "absent", "higher_is_better": False}],
@@ -36,7 +47,14 @@ SLOW = (  # these see no text of 10,000 characters a dozen times over
     "nuclear-norm",
     "grape",
     "minilm",
+    "gradients",
 )
+
+
+def vectors(n: int) -> pa.FixedSizeListArray:
+    """float16 vectors of 8 numbers, every seventh of them null."""
+    numbers = rng_for(0, "contracts").normal(size=(n, 8)).astype(np.float16)
+    return pa.FixedSizeListArray.from_arrays(pa.array(numbers.reshape(-1)), 8, mask=pa.array(np.arange(n) % 7 == 3))
 
 
 def test_every_built_in_scorer_is_in_the_table():
@@ -51,4 +69,6 @@ def test_scorers(word, params, tiny_model):
     examples = odd_examples()
     if word in SLOW:
         examples = examples.filter(pc.less(examples["chars"], 200)).slice(0, 16)
+    if word == "attribution":  # the first rows are targets: what asks the same has no influence
+        examples = examples.append_column("vector", vectors(examples.num_rows))
     check_scorer(registry.find("scorers", word)(**params), examples)

@@ -8,7 +8,8 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,9 @@ SHAPES: dict[str, dict[str, int]] = {
 """Llama layers, tied embeddings; the last two have the sizes of Qwen 2.5."""
 
 
-def build(shape: str, dtype: DType, *, device: str = "cpu", **more: Any) -> TransformersLM:
-    """Return a model of random weights (seed 0)."""
+@contextmanager
+def saved(shape: str, dtype: DType) -> Iterator[str]:
+    """Yield the folder of a model of random weights (seed 0)."""
     config = transformers.LlamaConfig(**SHAPES[shape], tie_word_embeddings=True, max_position_embeddings=4096)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -55,6 +57,12 @@ def build(shape: str, dtype: DType, *, device: str = "cpu", **more: Any) -> Tran
         del model
         for name in ("tokenizer.json", "tokenizer_config.json"):  # a folder without one is no model; it is never used
             shutil.copy(EXAMPLE / name, folder)
+        yield folder
+
+
+def build(shape: str, dtype: DType, *, device: str = "cpu", **more: Any) -> TransformersLM:
+    """Return a model of random weights (seed 0)."""
+    with saved(shape, dtype) as folder:
         return TransformersLM(folder, dtype=dtype, device=device, **more)
 
 

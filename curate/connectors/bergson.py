@@ -1,8 +1,8 @@
 """Gradient features in bergson's store on disk (github.com/EleutherAI/bergson, versions 0.26 and 2.5).
 
     gradients.bin   rows × Σ sizes numbers, row after row, in the machine's byte order
-    info.json       num_grads: rows; grad_sizes: numbers of each module, in the order of the columns; base_dtype: float16,
-                    float32, float64 or bfloat16; attribute_tokens: true if a row is a token's instead of an example's
+    info.json       num_grads: rows; grad_sizes: numbers of each module, in the order of the columns; base_dtype:
+                    float16, float32, float64 or bfloat16; attribute_tokens: true if each row is a token's
 
 A store that several machines wrote is a folder of such folders, in the order of their names.  Versions before
 ``base_dtype`` described a structured type, one field a module, packed: the same bytes.
@@ -60,7 +60,7 @@ def read(folder: Path_, module: str | None = None) -> Features:
 def write(folder: Path_, features: Features | NDArray[Any] | Path_, sizes: Mapping[str, int] | None = None) -> None:
     """Write features as a store that ``bergson.load_gradients`` reads, a block at a time.
 
-    What made them (``features.made``) is kept in ``info.json`` under a key that bergson does not read.  ``info.json`` is
+    What made them (``features.made``) is kept in ``info.json`` under a key that bergson does not read.  That file is
     written last: without it there is no store.
 
     Parameters

@@ -106,7 +106,13 @@ class Head:
         """Return the logits (n, V) of a few states (n, d), at least float32."""
         return self.finish(_wide(self.linear(hidden)))
 
-    def slopes(self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def slopes(
+        self,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        weights: torch.Tensor,
+        losses: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Return the gradient of −Σ_t w_t log p_t(y_t) in the states: (n, d), of their type.
 
         w_t Wᵀ (g′ ∘ δ_t), g′ the slope of what the architecture does to logits; in closed form, a few hundred positions
@@ -117,21 +123,26 @@ class Head:
         hidden : (n, d).
         targets : int64 (n,).
         weights : (n,).
+        losses : (n,), is given −log p_t(y_t), nats.
         """
         import torch
 
         out = torch.empty_like(hidden)
-        size = max(1, min(_POSITIONS if hidden.device.type == "cpu" else self.hold, self.hold // len(self.linear.weight)))
-        for h, y, w, its in zip(*(x.split(size) for x in (hidden, targets, weights, out)), strict=True):
+        losses = weights.new_empty(len(hidden)) if losses is None else losses
+        size = max(1, self.hold // self.linear.weight.shape[0])
+        if hidden.device.type == "cpu":
+            size = min(size, _POSITIONS)
+        parts = zip(*(x.split(size) for x in (hidden, targets, weights, out, losses)), strict=True)
+        for h, y, w, its, loss in parts:
             raw = _wide(self.linear(h))
             if np.isnan(self.scale):
                 with torch.enable_grad():
                     raw.requires_grad_()
                     capped = self.finish(raw)
-                delta = cross_entropy_slopes(capped.detach().clone(), y, w)
+                delta = cross_entropy_slopes(capped.detach().clone(), y, w, loss)
                 (delta,) = torch.autograd.grad(capped, raw, delta)
             else:
-                delta = cross_entropy_slopes(self.finish(raw), y, w * self.scale)
+                delta = cross_entropy_slopes(self.finish(raw), y, w * self.scale, loss)
             torch.matmul(delta.to(h.dtype), self.linear.weight, out=its)
         return out
 
@@ -387,6 +398,26 @@ def head_is_known(model: Any, known: Head) -> bool:
             and torch.allclose(seen[0][1].float(), product, rtol=tolerance, atol=size, equal_nan=True)
             and torch.allclose(known.finish(probe.float()), logits.float(), rtol=tolerance, atol=tolerance)
         )
+
+
+def cross_entropy_slopes(
+    z: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, losses: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return w_t δ_t, the gradient of −Σ_t w_t log p_t(y_t) in the logits (n, V); they are overwritten.
+
+    ``losses`` (n,) is given −log p_t(y_t).
+    """
+    import torch
+
+    z -= z.amax(dim=-1, keepdim=True)
+    above = z.gather(1, targets[:, None])[:, 0]
+    likely = above.exp()
+    rest = _without(z.exp_(), targets, 0).sum(dim=-1)
+    if losses is not None:
+        sure, unsure = torch.log1p(rest / likely), torch.log(rest + likely) - above
+        losses.copy_(torch.where(rest < likely, sure, unsure))
+    delta = _without(z, targets, 0, instead=-rest)
+    return delta.mul_((weights.to(rest) / (rest + likely))[:, None])
 
 
 def _taken(z: torch.Tensor, targets: torch.Tensor, first: int) -> torch.Tensor:

@@ -44,8 +44,12 @@ if TYPE_CHECKING:
 
 Law = Literal["count-sketch", "rademacher"]
 
-_ENTRIES = 2**24
-"""Entries of a dense projection, or numbers of a gathered piece, that exist at once: 64 MB as float32."""
+_DRAWN = 2**24
+"""Entries of a dense projection that are drawn at once, 64 MB as float32.  Another number would be another stream."""
+_GATHERED = 2**24
+"""Numbers of a gathered piece that exist at once."""
+_SIGNS = 32
+"""Blocks whose signs are made floating-point numbers at once."""
 _KEPT = 2**30
 """Signs that are kept, a byte each.  Those of further names are drawn again whenever they are asked for."""
 _SHORT = 256
@@ -56,7 +60,8 @@ class Projection:
     """A projection to d numbers.  Threads may share one.
 
     The signs and places of a piece depend on the seed, the law, d, its name and its size, and on nothing else: whoever
-    projects with the same ones, pool or targets, on whatever device and in whatever batches, uses the same P.
+    projects with the same ones, pool or targets, on whatever device and in whatever batches, uses the same P.  A
+    count-sketch keeps its signs, a byte for each of P, up to 1 GiB.
 
     Raises
     ------
@@ -112,20 +117,22 @@ class Projection:
 
     def _add_dense(self, out: Tensor, name: str, flat: Tensor) -> None:
         size = flat.shape[1]
-        for block, part in enumerate(flat.split(max(1, _ENTRIES // self.d), dim=1)):
+        for block, part in enumerate(flat.split(max(1, _DRAWN // self.d), dim=1)):
             rng = rng_for(self.seed, self.law, self.d, name, size, block)
             signs = _signs(rng, part.shape[1] * self.d, out.device).view(part.shape[1], self.d)
             out.addmm_(part.to(out.dtype), signs.to(out.dtype), alpha=self.d**-0.5)
 
     def _add_shifted(self, out: Tensor, name: str, flat: Tensor) -> None:
-        """Block after block, so that ``out`` stays in the cache."""
-        signs, shifts = self._sketch(name, flat.shape[1], out.device)
+        """Block after block, into sums of twice the width that are folded at the end: what passes d starts again."""
         d = self.d
-        for part, sign, shift in zip(flat.split(d, dim=1), signs.split(d), shifts.tolist(), strict=True):
-            part, sign = part.to(out.dtype), sign.to(out.dtype)
-            before_end = min(d - shift, part.shape[1])
-            out[:, shift : shift + before_end].addcmul_(part[:, :before_end], sign[:before_end])
-            out[:, : part.shape[1] - before_end].addcmul_(part[:, before_end:], sign[before_end:])
+        signs, shifts = self._sketch(name, flat.shape[1], out.device)
+        sums = out.new_zeros(out.shape[0], 2 * d)
+        blocks = zip(flat.split(d, dim=1), shifts.tolist(), strict=True)
+        for some in signs.split(_SIGNS * d):
+            for sign in some.to(out.dtype).split(d):
+                part, shift = next(blocks)
+                sums.narrow(1, shift, part.shape[1]).addcmul_(part.to(out.dtype), sign)
+        out.add_(sums[:, :d]).add_(sums[:, d:])
 
     def _add_gathered(self, out: Tensor, name: str, flat: Tensor) -> None:
         """Many blocks at once: a few calls, whatever their number."""
@@ -134,7 +141,7 @@ class Projection:
         signs, shifts = self._sketch(name, flat.shape[1], out.device)
         d, n = self.d, flat.shape[0]
         places = torch.arange(d, device=out.device)
-        step = max(1, _ENTRIES // (n * d))  # blocks
+        step = max(1, _GATHERED // (n * d))  # blocks
         for first in range(0, shifts.numel(), step):
             part = flat[:, first * d : (first + step) * d]
             signed = part.to(out.dtype) * signs[first * d : (first + step) * d]
@@ -168,7 +175,13 @@ def _signs(rng: np.random.Generator, count: int, device: Any) -> Tensor:
     if torch.device(device).type == "cpu":
         signs = torch.from_numpy(np.unpackbits(bits, bitorder="little", count=count).view(np.int8))
     else:
-        places = torch.arange(8, dtype=torch.uint8, device=device)
-        apart = (torch.from_numpy(bits.copy()).to(device)[:, None] >> places) & 1
-        signs = apart.view(torch.int8).flatten()[:count]
+        signs = _unpack(torch.from_numpy(bits.copy()).to(device), count)
     return signs.mul_(2).sub_(1)
+
+
+def _unpack(bits: Tensor, count: int) -> Tensor:
+    """Return the first ``count`` bits of uint8, the lowest of each first, as int8: ``unpackbits`` on any device."""
+    import torch
+
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return ((bits[:, None] >> places) & 1).view(torch.int8).flatten()[:count]

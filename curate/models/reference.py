@@ -7,7 +7,7 @@ leaves errors near 1e-7 in the result.  The head's gradient is autograd's, and t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,3 +83,43 @@ def reference_step(weight: NDArray[np.float64], gradient: NDArray[np.float64], s
     """Return (‖W‖_F − ‖W'‖_F, ‖W − W'‖_F) of W' = W − step · gradient, taken in full."""
     after = weight - step * gradient
     return float(np.linalg.norm(weight) - np.linalg.norm(after)), float(np.linalg.norm(weight - after))
+
+
+def reference_gradients(loaded: Any, weights: Mapping[str, Any], row: Row) -> dict[str, NDArray[np.floating]]:
+    """Return ∂L/∂W of the row's mean loss L in each of the named parameters, by autograd, one row at a time."""
+    torch = require("torch", extra="lm", for_="a language model")
+    ids, mask = row
+    at = np.flatnonzero(mask)
+    before = {name: weight.requires_grad for name, weight in weights.items()}
+    try:
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        with torch.enable_grad():
+            logits = loaded(input_ids=torch.tensor([ids.tolist()]), use_cache=False).logits[0, at - 1]
+            wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            loss = torch.nn.functional.cross_entropy(wide, torch.from_numpy(ids[at].astype(np.int64)))
+            found = torch.autograd.grad(loss, list(weights.values()))
+    finally:
+        for name, weight in weights.items():
+            weight.requires_grad_(before[name])
+    wider = [g.to(torch.promote_types(g.dtype, torch.float32)).numpy() for g in found]
+    return dict(zip(weights, wider, strict=True))
+
+
+def reference_adam(
+    g: NDArray[np.floating],
+    first: NDArray[np.floating],
+    second: NDArray[np.floating],
+    *,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    steps: int | None,
+) -> NDArray[np.float64]:
+    """Return the step of Adam on a gradient, float64: as LESS's code has it, or as papers have it after ``steps``."""
+    m = beta1 * first.astype(np.float64) + (1 - beta1) * g.astype(np.float64)
+    v = beta2 * second.astype(np.float64) + (1 - beta2) * g.astype(np.float64) ** 2
+    if steps is None:
+        return m / np.sqrt(v + eps)
+    t = steps + 1
+    return (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + eps)

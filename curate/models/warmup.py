@@ -8,10 +8,11 @@ A row counts as a row, whatever its length: so does LESS's script, which takes o
 the gradients that are taken afterwards.  (TRL and the Trainer of today average over the tokens of a step.)
 
 * A step's rows go through the model in batches of similar length under a budget of tokens; the budget changes sums by
-  rounding only.  Dropped inputs of a row are drawn from a stream of (seed, step, row of the step), one layer after the
-  other, so that company and padding do not change them.  Only the adapter drops; the base model computes as in scoring.
-* Logits exist for a few hundred scored positions at a time, with their gradients; the rest of the backward pass starts
-  from the hidden states.
+  rounding only.  On a CPU each thread takes batches of its own, and their gradients are added in the batches' order.
+* A row's dropout comes from a stream of (seed, step, row of the step), whatever the batch; only the adapter drops, and
+  the base model computes as in scoring.
+* Logits exist for a few hundred scored positions at a time; their slope in the last hidden states is known in closed
+  form (``Head.slopes``), and the backward pass begins there.
 * What follows from a checkpoint follows from its arrays and the rows alone: stopped and continued gives the same bits.
 """
 
@@ -22,6 +23,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -30,10 +32,12 @@ from numpy.typing import NDArray
 from curate._imports import require
 from curate.exceptions import InputError, ModelError
 from curate.models.base import DType, Row
-from curate.models.head import logit_map
+from curate.models.dropout import RowDropout
+from curate.models.head import Head, cross_entropy_slopes, head_is_known
 from curate.models.lora import Checkpoint, Lora, attach, check_names, fresh, parameters, put, take
 from curate.models.rows import check_row
-from curate.models.weights import find_device, is_out_of_memory, load_weights
+from curate.models.threads import run_batches
+from curate.models.weights import changes_when_run, find_device, is_out_of_memory, load_weights
 from curate.seeding import rng_for
 
 if TYPE_CHECKING:
@@ -41,9 +45,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_Found = tuple[NDArray[np.float64], "list[torch.Tensor]"]
+
 _BATCH_TOKENS = {"cpu": 1024, "other": 8192}
 _LOGITS = {"cpu": 2**24, "other": 2**28}
-"""Logits that exist at once: 64 MiB of float32, 1 GiB; the same again for their gradient."""
+"""Logits that exist at once: 64 MiB of float32, 1 GiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,11 +191,12 @@ class _Training:
         self._vocab_size = loaded.get_input_embeddings().num_embeddings
         kind = "cpu" if self.device == "cpu" else "other"
         self.batch_tokens = batch_tokens or _BATCH_TOKENS[kind]
-        self._block = _LOGITS[kind]
+        apart = self.device == "cpu" and not changes_when_run(config)
+        self._at_once = torch.get_num_threads() if apart else 1
         self._model = loaded
-        self._head, self._finish = loaded.get_output_embeddings(), logit_map(config)[0]
-        with torch.inference_mode():
-            self._by_states = self._head_is_known()
+        head = loaded.get_output_embeddings()
+        self._head = Head(head, config, block=_LOGITS[kind], hold=_LOGITS[kind])
+        self._by_states = head_is_known(loaded, self._head)
         if not self._by_states:
             log.warning(
                 "%s: the logits of %s are not its head applied to its hidden states; all of them are computed.",
@@ -197,10 +204,10 @@ class _Training:
                 type(loaded).__name__,
             )
         self._adapted = attach(loaded, settings.lora, name=model).eval()
-        if loaded.get_output_embeddings() is not self._head:
+        if loaded.get_output_embeddings() is not head:
             raise ModelError("warm-up: an adapter on the output head was asked; leave that layer out.")
         self._parameters = parameters(self._adapted)
-        self._dropout = _Dropout(torch, self._adapted, settings.lora.dropout)
+        self._dropout = RowDropout(self._adapted, settings.lora.dropout)
         self._optimizer = torch.optim.AdamW(
             list(self._parameters.values()),
             lr=settings.rate,
@@ -259,25 +266,23 @@ class _Training:
         todo = np.argsort(-lengths[chosen], kind="stable")  # places in the step, longest row first
         total: list[torch.Tensor] | None = None
         losses = np.empty(len(chosen))
-        with _deterministic(torch, self.device):
-            while todo.size:
-                width = int(lengths[chosen[todo[0]]])
-                batch = todo[: max(1, self.batch_tokens // width)]
-                try:
-                    found, gradient = self._gradient(
-                        [rows[chosen[i]] for i in batch], batch, step, share=1 / len(chosen)
-                    )
-                except Exception as error:
-                    if not is_out_of_memory(torch, error):
-                        raise
-                    found = None
-                if found is None:  # outside of the except block, where the traceback keeps no tensor alive
-                    self._halve(batch, width, step, int(chosen[batch[0]]))
-                    continue
-                losses[batch] = found
-                total = gradient if total is None else [a.add_(b) for a, b in zip(total, gradient, strict=True)]
-                del gradient
-                todo = todo[len(batch) :]
+        while todo.size:
+            batches, rest = self._next(todo, lengths[chosen])
+            found: list[_Found | None] = [None] * len(batches)
+            tasks = [
+                partial(self._try, found, k, [rows[chosen[i]] for i in batch], batch, step, 1 / len(chosen))
+                for k, batch in enumerate(batches)
+            ]
+            with _deterministic(torch, self.device):
+                run_batches(tasks, apart=self._at_once > 1)
+            failed = [batch for batch, its in zip(batches, found, strict=True) if its is None]
+            for batch, its in zip(batches, found, strict=True):  # in this order whoever was first: sums are the same
+                if its is not None:
+                    losses[batch], gradient = its
+                    total = gradient if total is None else [a.add_(b) for a, b in zip(total, gradient, strict=True)]
+            if failed:
+                self._halve(failed[0], lengths[chosen], step, int(chosen[failed[0][0]]))
+            todo = np.concatenate([*failed, rest])
         self._check_finite(losses, chosen, step, "loss")
         assert total is not None
         for p, g in zip(self._parameters.values(), total, strict=True):
@@ -289,18 +294,34 @@ class _Training:
         self._optimizer.zero_grad()
         return float(losses.mean())
 
-    def _halve(self, batch: NDArray[np.int64], width: int, step: int, row: int) -> None:
+    def _next(
+        self, todo: NDArray[np.int64], lengths: NDArray[np.int64]
+    ) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
+        """Split off the batches that are computed at once from what is left, longest row first."""
+        batches: list[NDArray[np.int64]] = []
+        while todo.size and len(batches) < self._at_once:
+            batch, todo = np.split(todo, [max(1, self.batch_tokens // int(lengths[todo[0]]))])
+            batches.append(batch)
+        return batches, todo
+
+    def _halve(self, batch: NDArray[np.int64], lengths: NDArray[np.int64], step: int, row: int) -> None:
+        """Ask for less memory from here on, or say that it cannot be; ``batch`` is the longest that did not fit."""
         import torch
 
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
-        if len(batch) == 1:
+        width = int(lengths[batch[0]])
+        if len(batch) > 1:
+            self.batch_tokens = min(self.batch_tokens, width * (len(batch) // 2))
+            log.warning("out of memory at %d rows; batches of %d tokens from here on.", len(batch), self.batch_tokens)
+        elif self._at_once > 1:
+            self._at_once = 1
+            log.warning("out of memory at a row of %d tokens; one batch at a time from here on.", width)
+        else:
             raise ModelError(
                 f"warm-up: step {step + 1}: row {row} of {width} tokens does not fit into memory alone; ask for "
                 "shorter rows (max_tokens), a smaller r or a smaller model."
             )
-        self.batch_tokens = width * (len(batch) // 2)
-        log.warning("out of memory at %d rows; batches of %d tokens from here on.", len(batch), self.batch_tokens)
 
     def _check_finite(self, values: NDArray[np.float64], chosen: NDArray[np.int64], step: int, what: str) -> None:
         bad = chosen[~np.isfinite(values)]
@@ -311,9 +332,25 @@ class _Training:
                 f"({self._settings.rate}), or look at the rows and the model's weights."
             )
 
-    def _gradient(
-        self, rows: Sequence[Row], places: NDArray[np.int64], step: int, *, share: float
-    ) -> tuple[NDArray[np.float64], list[torch.Tensor]]:
+    def _try(
+        self,
+        found: list[_Found | None],
+        k: int,
+        rows: Sequence[Row],
+        places: NDArray[np.int64],
+        step: int,
+        share: float,
+    ) -> None:
+        """Put a batch's losses and gradient into place ``k``; leave None there if it does not fit into memory."""
+        import torch
+
+        try:
+            found[k] = self._gradient(rows, places, step, share)
+        except Exception as error:
+            if not is_out_of_memory(torch, error):
+                raise
+
+    def _gradient(self, rows: Sequence[Row], places: NDArray[np.int64], step: int, share: float) -> _Found:
         """Return each row's mean loss, and the gradient of their sum times ``share``; the first row is the longest."""
         import torch
 
@@ -326,102 +363,25 @@ class _Training:
             line[:n] = ids[:n]
         of = np.repeat(np.arange(len(rows)), counts)
         flat = torch.from_numpy(of * lengths[0] + np.concatenate(scored) - 1).to(self.device)
-        targets = np.concatenate([ids[at] for (ids, _), at in zip(rows, scored, strict=True)]).astype(np.int64)
-        weights = torch.from_numpy(share / counts[of]).to(self.device)
+        words = np.concatenate([ids[at] for (ids, _), at in zip(rows, scored, strict=True)]).astype(np.int64)
+        targets = torch.from_numpy(words).to(self.device)
         seeds = [int(rng_for(self._settings.seed, "dropout", step, int(i)).integers(2**63)) for i in places]
         with torch.enable_grad(), self._dropout.drawing(seeds, lengths):
-            given = torch.from_numpy(matrix).to(self.device)
-            # (hidden states, …), or where the head is not known all logits
-            states = (self._model.base_model if self._by_states else self._model)(input_ids=given, use_cache=False)[0]
-            hidden = states.reshape(-1, states.shape[-1]).index_select(0, flat)
-        losses, slope = self._head_gradient(hidden.detach(), torch.from_numpy(targets).to(self.device), weights)
-        gradient = torch.autograd.grad(hidden, list(self._parameters.values()), slope)
+            model = self._model.base_model if self._by_states else self._model
+            # (hidden states, …), or where those are not enough all logits
+            states = model(input_ids=torch.from_numpy(matrix).to(self.device), use_cache=False)[0]
+            read = states.reshape(-1, states.shape[-1]).index_select(0, flat)
+        with torch.no_grad():
+            given = read.detach()
+            wide = torch.promote_types(read.dtype, torch.float32)
+            weights = torch.from_numpy(share / counts[of]).to(self.device, wide)
+            losses = torch.empty_like(weights)
+            if self._by_states:
+                slopes = self._head.slopes(given, targets, weights, losses)
+            else:
+                slopes = cross_entropy_slopes(given.to(wide, copy=True), targets, weights, losses).to(read.dtype)
+        gradient = torch.autograd.grad(read, list(self._parameters.values()), slopes)
         return np.bincount(of, losses.cpu().numpy(), minlength=len(rows)) / counts, list(gradient)
-
-    def _head_is_known(self) -> bool:
-        """Whether ``_logits`` of the hidden states are the logits of the model's own forward pass, on a few ids."""
-        import torch
-
-        if not isinstance(self._head, torch.nn.Linear) or self._model.base_model is self._model:
-            return False
-        ids = torch.arange(1, 17, device=self.device).reshape(2, 8) * 7919 % self._vocab_size
-        logits = self._model(input_ids=ids, use_cache=False).logits
-        found = self._logits(self._model.base_model(input_ids=ids, use_cache=False)[0])
-        tolerance = 2e-2 if self._model.dtype == torch.bfloat16 else 1e-5
-        return found.shape == logits.shape and bool(
-            torch.allclose(found, logits.to(found.dtype), rtol=tolerance, atol=tolerance, equal_nan=True)
-        )
-
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self._finish(_wide(self._head(hidden)))
-
-    def _head_gradient(
-        self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return −log p of each target, float64 (n,), and the gradient of their weighted sum in the states (n, d)."""
-        import torch
-
-        losses, slopes = [], []
-        size = max(1, self._block // self._vocab_size)
-        for h, y, w in zip(hidden.split(size), targets.split(size), weights.split(size), strict=True):
-            h.requires_grad_()
-            with torch.enable_grad():
-                z = self._logits(h) if self._by_states else _wide(h)
-                loss = torch.nn.functional.cross_entropy(z, y, reduction="none")
-                slopes.append(torch.autograd.grad(loss, h, w.to(loss.dtype))[0])
-            losses.append(loss.detach().double())
-        return torch.cat(losses), torch.cat(slopes)
-
-
-class _Dropout:
-    """The dropout of every adapter in a model: each row draws from a stream of its own.
-
-    x ↦ x · b / (1 − p), with b = 0 of probability p for each number of the row's own tokens (padding is left alone).
-    """
-
-    def __init__(self, torch: Any, adapted: Any, p: float) -> None:
-        self._p = p
-        self._streams: list[torch.Generator] = []
-        self._lengths: Sequence[int] = ()
-        outer = self
-
-        class Rows(torch.nn.Module):  # type: ignore[misc, name-defined]
-            def forward(self, x: torch.Tensor) -> torch.Tensor:
-                return outer._drop(x)
-
-        if p:
-            for _, module in adapted.named_modules():
-                if hasattr(module, "lora_dropout"):
-                    module.lora_dropout["default"] = Rows()
-
-    @contextlib.contextmanager
-    def drawing(self, seeds: Sequence[int], lengths: Sequence[int]) -> Iterator[None]:
-        """Drop, in a forward pass of rows of these lengths, what these seeds say."""
-        self._seeds, self._lengths = seeds, lengths
-        try:
-            yield
-        finally:
-            self._streams, self._lengths = [], ()
-
-    def _drop(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the input (rows, tokens, width) of an adapter with some numbers 0."""
-        import torch
-
-        if not self._streams:
-            self._streams = [torch.Generator(x.device).manual_seed(seed) for seed in self._seeds]
-        if x.ndim != 3 or len(x) != len(self._streams):
-            raise ModelError(
-                f"warm-up: an adapted layer reads {tuple(x.shape)} where rows, tokens and width were asked, so that no "
-                "row's dropout can be told; ask for lora dropout: 0, or leave that layer out."
-            )
-        kept = x.new_ones(x.shape)
-        for row, n, stream in zip(kept, self._lengths, self._streams, strict=True):
-            row[:n].bernoulli_(1 - self._p, generator=stream).div_(1 - self._p)
-        return x * kept
-
-
-def _wide(x: torch.Tensor) -> torch.Tensor:
-    return x if x.element_size() > 4 else x.float()
 
 
 @contextlib.contextmanager

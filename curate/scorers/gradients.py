@@ -10,8 +10,9 @@ The dot product of a row's x and a target's is LESS's influence, Σ_t w_t cos(Γ
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -30,7 +31,7 @@ from curate.seeding import rng_for
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from curate.models.gradients import GradientLM
+    from curate.models.gradients import Adam, GradientLM
 
 _SAMPLE = 10**9
 
@@ -107,6 +108,7 @@ class Gradients(EncodedScorer):
             raise InputError(f"gradients: sample: rows or a share of them was asked, {self.sample!r} was found.")
         self._lm: GradientLM | None = None
         self._checkpoints: list[Checkpoint] | None = None
+        self._steps: dict[int, Adam] = {}
 
     @property
     def trained(self) -> bool:
@@ -128,6 +130,13 @@ class Gradients(EncodedScorer):
     @property
     def tolerance(self) -> float:
         return 1e-3 if self.dtype in ("auto", "float32") else 2e-2
+
+    def identity(self) -> dict[str, Any]:
+        """Nested parameters as JSON; the folders of checkpoints by what they hold."""
+        identity = super().identity()
+        params = {k: v for k, v in identity["params"].items() if k != "checkpoints"}
+        identity["params"] = json.loads(json.dumps(params, default=asdict))
+        return identity
 
     def _source(self) -> dict[str, Any]:
         if self.checkpoints is None:
@@ -261,7 +270,7 @@ class Gradients(EncodedScorer):
             adam = None
             if self._checkpoints is not None:
                 lm.put(self._checkpoints[t].weights)
-                adam = self._adam(self._checkpoints[t])
+                adam = self._adam(t, self._checkpoints[t])
             found, why = lm.features(pairs, self._projection, adam)
             vectors[able, t * self.dims : (t + 1) * self.dims] = np.sqrt(share) * found
             for i, reason in zip(able, why, strict=True):
@@ -280,9 +289,11 @@ class Gradients(EncodedScorer):
             )
         return given / given.sum()
 
-    def _adam(self, checkpoint: Checkpoint) -> Any:
+    def _adam(self, t: int, checkpoint: Checkpoint) -> Adam | None:
         if self.side == "targets" or self.optimizer == "sgd":
             return None
+        if t in self._steps:
+            return self._steps[t]
         from curate.models.gradients import Adam
 
         if checkpoint.first is None or checkpoint.second is None:
@@ -292,7 +303,10 @@ class Gradients(EncodedScorer):
             )
         paper = self.optimizer == "adam-paper"
         betas = {} if self.warm_up is None else {"beta1": self.warm_up.beta1, "beta2": self.warm_up.beta2}
-        return Adam(checkpoint.first, checkpoint.second, inside_root=not paper, steps=checkpoint.steps, **betas)
+        self._steps[t] = Adam(
+            checkpoint.first, checkpoint.second, inside_root=not paper, steps=checkpoint.steps, **betas
+        )
+        return self._steps[t]
 
 
 def _of(state: Mapping[str, NDArray[Any]], t: int) -> dict[str, NDArray[Any]]:

@@ -29,7 +29,8 @@ def check_scorer(
     Parameters
     ----------
     scorer : the scorer, freshly built.  One that learns (``fit_rows`` > 0) is fitted on the examples.
-    examples : a table of ``EXAMPLE_SCHEMA`` with at least two rows; by default ``odd_examples()``.
+    examples : a table of ``EXAMPLE_SCHEMA`` with at least two rows; by default ``odd_examples()``.  For a scorer on the
+        vectors of another (``of``), with a column "vector".
     tolerance : how far a value v may move with the rows that come along, in units of max(1, |v|); by default what the
         scorer says.
     seed : seed of the random splits and orders.
@@ -105,7 +106,8 @@ def _check_declaration(scorer: Scorer) -> None:
     )
     assert isinstance(scorer.version, int) and scorer.version >= 1, f"version {scorer.version!r} is not a number from 1"
     assert scorer.resource in ("cpu", "model"), f"resource {scorer.resource!r} is neither 'cpu' nor 'model'"
-    unknown = [column for column in scorer.reads if column not in EXAMPLE_SCHEMA.names]
+    there = [*EXAMPLE_SCHEMA.names, *(["vector"] if scorer.of is not None else [])]
+    unknown = [column for column in scorer.reads if column not in there]
     assert scorer.reads and not unknown, f"reads {scorer.reads}: {unknown} are no columns of the example schema"
     unknown = [name for name in scorer.neutral if name not in scorer.params()]
     assert not unknown, f"neutral names {unknown}, which are no parameters"
@@ -115,7 +117,7 @@ def _check_declaration(scorer: Scorer) -> None:
     assert not {"reason", "id"} & set(names), f"columns {names}: 'reason' and 'id' are taken"
     for column in columns:
         assert column.unit, f"column {column.name!r} has no unit"
-        assert re.fullmatch(r"float64|int64|float32\[[1-9][0-9]*\]", column.dtype), (
+        assert re.fullmatch(r"float64|int64|float(16|32)\[[0-9]+\]", column.dtype), (
             f"column {column.name!r}: dtype {column.dtype!r}"
         )
 
@@ -154,9 +156,11 @@ def _other_identities(scorer: Scorer, name: str) -> Iterator[Any]:
         elif kind is bool:
             choices += [True, False]
         elif kind is int:
-            choices += [(value or 0) + 1, (value or 0) + 2]
+            number = value if isinstance(value, int) else 0
+            choices += [number + 1, number + 2]
         elif kind is float:
-            choices += [(value or 0.0) * 2 + 1, (value or 0.0) / 2]
+            number = value if isinstance(value, (int, float)) else 0.0
+            choices += [number * 2 + 1, number / 2]
         elif kind is str:
             choices += [f"{value or ''}x"]
     for choice in choices:

@@ -64,7 +64,7 @@ def test_rademacher_is_plus_and_minus_one_over_root_d() -> None:
 
 
 def test_blocks_of_a_dense_projection_are_drawn_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_ENTRIES", 16 * 64)  # 64 coordinates a block
+    monkeypatch.setattr(module, "_DRAWN", 16 * 64)  # 64 coordinates a block
     signs = np.sign(matrix(Projection(16, law="rademacher"), "w", 192)).reshape(3, -1)
     products = signs @ signs.T / 1024
     assert (np.abs(products - np.eye(3)) < 5 / 1024**0.5).all()
@@ -98,6 +98,15 @@ def test_names_sizes_seeds_and_laws_have_streams_of_their_own(law: Law) -> None:
         product = (base * other).sum() / 64  # 1 if they were the same; else its standard deviation is 1/√(64 · 16)
         assert abs(product) < 5 / np.sqrt(64 * 16)
         assert not np.array_equal(base, other)
+
+
+def test_streams_stay_what_they_were() -> None:
+    """Golden: features that were stored yesterday are held against features of today.  Recorded on 2026-11-21."""
+    x = torch.arange(1, 41, dtype=torch.float64)[None]
+    sketch = project(Projection(8), {"w": x})[0].numpy()
+    dense = project(Projection(8, law="rademacher"), {"w": x})[0].numpy() * 8**0.5
+    np.testing.assert_array_equal(sketch, [39, -76, -37, -38, 115, -58, 83, -24])
+    np.testing.assert_array_equal(dense.round(9), [-146, -96, -224, 134, -114, -28, -94, -84])
 
 
 # -- one stream, however it is asked ---------------------------------------------------------------------------------
@@ -151,7 +160,7 @@ def test_both_ways_to_move_blocks_agree() -> None:
 def test_a_piece_larger_than_the_working_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     x = normal(3, 2000)
     whole = project(Projection(64), {"w": x})
-    monkeypatch.setattr(module, "_ENTRIES", 64 * 3 * 4)  # four blocks at a time
+    monkeypatch.setattr(module, "_GATHERED", 64 * 3 * 4)  # four blocks at a time
     torch.testing.assert_close(project(Projection(64), {"w": x}), whole, rtol=0, atol=1e-12)
 
 
@@ -171,6 +180,23 @@ def test_bfloat16_gradients_are_summed_in_float32(law: Law) -> None:
     p, x = Projection(512, law=law), normal(3, 5000).bfloat16()
     found, expected = project(p, {"w": x}, torch.float32), project(p, {"w": x.double()})
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
+
+
+@given(count=st.integers(1, 200), seed=st.integers(0, 99))
+def test_bits_become_the_same_signs_on_a_device(count: int, seed: int) -> None:
+    """What a GPU does with bits, done on the CPU."""
+    signs = module._signs(rng_for(seed), count, torch.device("cpu"))
+    bits = torch.frombuffer(bytearray(rng_for(seed).bytes(-(-count // 8))), dtype=torch.uint8)
+    assert torch.equal(2 * module._unpack(bits, count) - 1, signs)
+
+
+@laws
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_projects_like_a_cpu(law: Law) -> None:
+    p, x = Projection(512, law=law), normal(3, 5000)
+    out = torch.zeros(3, 512, dtype=torch.float64, device="cuda")
+    p.add(out, "w", x.cuda())
+    torch.testing.assert_close(out.cpu(), project(p, {"w": x}), rtol=0, atol=1e-11)
 
 
 def test_threads_share_a_projection() -> None:

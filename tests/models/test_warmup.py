@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 from curate.exceptions import InputError, ModelError
 from curate.models.base import Row
 from curate.models.checkpoints import from_arrays, to_arrays, untrained
+from curate.models.dropout import RowDropout
 from curate.models.lora import Checkpoint, Lora, attach, fresh, parameters, put
 from curate.models.warmup import WarmUp, train_epoch
 from curate.seeding import rng_for
@@ -39,8 +42,8 @@ def rows_of(n: int, *, longest: int = 40, seed: int = 0) -> list[Row]:
     return out
 
 
-def plain_training(folder: str, rows: Sequence[Row], settings: WarmUp) -> tuple[dict[str, Any], ...]:
-    """Train all epochs at once in float64: row by row, torch's AdamW, Transformers' schedule; weights and moments."""
+def plain_training(folder: str, rows: Sequence[Row], settings: WarmUp) -> tuple[Checkpoint, list[float]]:
+    """Train all epochs at once in float64: row by row, torch's AdamW, Transformers' schedule; also each step's loss."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").double()
     adapted = attach(model, settings.lora, name=folder)
     put(adapted, fresh(adapted, settings.seed))
@@ -51,16 +54,20 @@ def plain_training(folder: str, rows: Sequence[Row], settings: WarmUp) -> tuple[
     optimizer = torch.optim.AdamW(
         named.values(), lr=settings.rate, betas=betas, eps=settings.eps, weight_decay=settings.weight_decay
     )
+    losses: list[float] = []
     steps = settings.epochs * math.ceil(len(rows) / settings.batch)
     scheduler = transformers.get_scheduler(settings.schedule, optimizer, math.ceil(steps * settings.warmup), steps)
     for epoch in range(settings.epochs):
         order = rng_for(settings.seed, "warm-up", epoch).permutation(len(rows))
         for at in range(0, len(rows), settings.batch):
             chosen = order[at : at + settings.batch]
+            losses.append(0.0)
             for i in chosen:
                 ids, mask = (torch.from_numpy(part) for part in rows[i])
                 labels = torch.where(mask, ids.long(), -100)[None]
-                (adapted(input_ids=ids.long()[None], labels=labels).loss / len(chosen)).backward()
+                loss = adapted(input_ids=ids.long()[None], labels=labels).loss / len(chosen)
+                loss.backward()
+                losses[-1] += float(loss.detach())
             if settings.clip is not None:
                 torch.nn.utils.clip_grad_norm_(named.values(), settings.clip)
             optimizer.step()
@@ -71,7 +78,7 @@ def plain_training(folder: str, rows: Sequence[Row], settings: WarmUp) -> tuple[
     first, second = (
         {n: s[key].numpy() for n, s in zip(named, state, strict=True)} for key in ("exp_avg", "exp_avg_sq")
     )
-    return weights, first, second
+    return Checkpoint(settings.lora, weights, first, second), losses
 
 
 def train(folder: Any, rows: Sequence[Row], settings: WarmUp, **options: Any) -> list[Checkpoint]:
@@ -124,12 +131,15 @@ def test_rates_fall_as_those_that_less_published() -> None:
 ])  # fmt: skip
 def test_two_epochs_are_torch_s_adamw_on_peft_s_adapter(settings: WarmUp, tiny_model: Path) -> None:
     rows = rows_of(12)
-    weights, first, second = plain_training(str(tiny_model), rows, settings)
+    expected, losses = plain_training(str(tiny_model), rows, settings)
     before = untrained(str(tiny_model), settings.lora, seed=settings.seed).weights
-    assert max(np.abs(weights[name] - before[name]).max() for name in weights) > 1e-2  # it went somewhere
-    found = train(tiny_model, rows, settings, dtype=FLOAT64, batch_tokens=100)[-1]
-    assert worst(found, Checkpoint(settings.lora, weights, first, second)) < 1e-6
-    assert found.steps == 6
+    assert max(np.abs(expected.weights[name] - before[name]).max() for name in before) > 1e-2  # it went somewhere
+    told: list[float] = []
+    found = train(tiny_model, rows, settings, dtype=FLOAT64, batch_tokens=100, told=lambda *its: told.append(its[2]))
+    assert worst(found[-1], expected) < 1e-6
+    np.testing.assert_allclose(told, losses, rtol=1e-6)
+    assert [c.steps for c in found] == [3, 6]
+    assert [c.told["loss"] for c in found] == pytest.approx([np.mean(losses[:3]), np.mean(losses[3:])])
 
 
 CONFIGS = {
@@ -150,8 +160,10 @@ def test_architectures(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixtu
     folder = str(save_tiny_model(tmp_path / "model", CONFIGS[name](common | {"max_position_embeddings": 64})))
     settings = replace(PLAIN, epochs=1, lora=replace(PLAIN.lora, layers=("q_proj", "v_proj")))
     rows = rows_of(7)
-    expected = Checkpoint(settings.lora, *plain_training(folder, rows, settings))
-    assert worst(train(folder, rows, settings, dtype=FLOAT64)[0], expected) < 1e-6
+    expected, losses = plain_training(folder, rows, settings)
+    (found,) = train(folder, rows, settings, dtype=FLOAT64)
+    assert worst(found, expected) < 1e-6
+    assert found.told["loss"] == pytest.approx(np.mean(losses), rel=1e-6)
     assert ("are not its head" in caplog.text) == (name == "head unknown")
 
 
@@ -194,25 +206,32 @@ def test_the_budget_changes_rounding_only_even_with_dropout(batch_tokens: int, t
     assert worst(dry, expected) > 1e-2  # it did drop
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_change_rounding_only_and_who_is_first_nothing(threads: int, tiny_model: Path) -> None:
+    rows, settings = rows_of(12), replace(DROPPING, epochs=1)
+    (expected,) = train(tiny_model, rows, settings, dtype=FLOAT64)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found = [train(tiny_model, rows, settings, dtype=FLOAT64, batch_tokens=40)[0] for _ in range(3)]
+    finally:
+        torch.set_num_threads(before)
+    assert worst(found[0], expected) < 1e-6
+    assert same_bits(found[0], found[1]) and same_bits(found[0], found[2])
+
+
 def test_seeds_differ(tiny_model: Path) -> None:
     rows = rows_of(12)
     found = [train(tiny_model, rows, replace(DROPPING, epochs=1, seed=seed))[0] for seed in (0, 1)]
     assert worst(*found) > 1e-2
 
 
-def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
-    from curate.models.warmup import _Dropout
-
-    its = _Dropout(torch, torch.nn.Module(), 0.25)
-    x = torch.ones(2, 50, 40)
-    with its.drawing([1, 2], [50, 30]):
-        one, two = its._drop(x), its._drop(x)
-    assert one[0].unique().tolist() == pytest.approx([0, 4 / 3])
-    assert abs((one[0] == 0).float().mean() - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 2000)
-    assert torch.equal(one[1, 30:], x[1, 30:])  # padding
-    assert not torch.equal(one, two) and not torch.equal(one[0, :30], one[1, :30])
-    with its.drawing([2], [30]):
-        assert torch.equal(its._drop(x[:1, :33])[0, :30], one[1, :30])  # company and padding change nothing
+def test_every_row_of_every_step_drops_by_a_seed_of_its_own(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    true = RowDropout.drawing
+    monkeypatch.setattr(RowDropout, "drawing", lambda self, s, lengths: seeds.extend(s) or true(self, s, lengths))
+    train(tiny_model, rows_of(6), DROPPING)
+    assert len(set(seeds)) == len(seeds) == 2 * 6
 
 
 def test_an_untrained_checkpoint_begins_as_none_does(tiny_model: Path) -> None:
@@ -232,10 +251,10 @@ def test_the_loss_of_the_example_model_falls_on_rows_of_the_example_pool(
 
     table = pq.read_table(next(iter(sorted(example_pool.glob("*.parquet")))), columns=["messages"]).slice(0, 60)
     encoded = encoder(example_model).encode(table["messages"].to_pylist())
-    rows = [(row.ids, row.mask) for row in encoded if row.reason is None and row.mask.any() and len(row.ids) < 120][:6]
-    assert len(rows) == 6
+    rows = [(row.ids, row.mask) for row in encoded if row.reason is None and row.mask.any() and len(row.ids) < 120][:4]
+    assert len(rows) == 4
     told: list[tuple[int, int, float]] = []
-    settings = WarmUp(epochs=3, batch=3, rate=2e-3, warmup=0.1, lora=Lora(r=8, alpha=16))
+    settings = WarmUp(epochs=3, batch=2, rate=2e-3, warmup=0.1, lora=Lora(r=8, alpha=16))
     found = train(example_model, rows, settings, told=lambda *its: told.append(its))
     assert [(step, steps) for step, steps, _ in told] == [(i, 6) for i in range(1, 7)]
     assert np.mean([loss for *_, loss in told[:2]]) == pytest.approx(found[0].told["loss"])
@@ -250,6 +269,7 @@ def test_out_of_memory_halves_the_batch_for_good(
 ) -> None:
     rows, settings = rows_of(10), replace(DROPPING, epochs=1)
     (expected,) = train(tiny_model, rows, settings, dtype=FLOAT64)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     true, sizes = transformers.LlamaModel.forward, []
 
     def forward(self: Any, input_ids: Any, **rest: Any) -> Any:
@@ -264,11 +284,39 @@ def test_out_of_memory_halves_the_batch_for_good(
     assert worst(found, expected) < 1e-6
     refused = [i for i, size in enumerate(sizes) if size > 80]
     assert refused and refused == list(range(len(refused)))  # it did not try again
+    assert sizes[1] == sizes[0] * 2 // 5
     assert "batches of" in caplog.text
     monkeypatch.setattr(transformers.LlamaModel, "forward", lambda self, **_: (_ for _ in ()).throw(MemoryError()))
-    monkeypatch.setattr("curate.models.warmup._Training._head_is_known", lambda self: True)
+    monkeypatch.setattr("curate.models.warmup.head_is_known", lambda *_: True)
     with pytest.raises(ModelError, match=r"step 1: row 2 of 39 tokens does not fit into memory alone; ask for shorter"):
         train(tiny_model, rows[:4], settings)
+
+
+def test_a_row_that_fits_alone_is_taken_alone(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows, settings = rows_of(8), replace(DROPPING, epochs=1)
+    (expected,) = train(tiny_model, rows, settings, dtype=FLOAT64, batch_tokens=1)
+    true, busy = transformers.LlamaModel.forward, threading.Semaphore(1)
+
+    def forward(self: Any, input_ids: Any, **rest: Any) -> Any:
+        if not busy.acquire(timeout=0.01):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        try:
+            time.sleep(0.05)
+            return true(self, input_ids=input_ids, **rest)
+        finally:
+            busy.release()
+
+    monkeypatch.setattr(transformers.LlamaModel, "forward", forward)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        (found,) = train(tiny_model, rows, settings, dtype=FLOAT64, batch_tokens=1)
+    finally:
+        torch.set_num_threads(before)
+    assert worst(found, expected) < 1e-6
+    assert "one batch at a time from here on" in caplog.text
 
 
 def test_another_error_of_the_model_is_its_own(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

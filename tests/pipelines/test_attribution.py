@@ -250,3 +250,50 @@ def test_recipes_that_cannot_mean_anything(data: Path) -> None:
     }
     with pytest.raises(RecipeError, match="'b' reads the vectors of a stage, and 'a' is none"):
         recipe(data, scorers=chain, select=[])
+
+
+# -- gradients ---------------------------------------------------------------------------------------------------------
+
+
+def with_gradients(model: Path) -> dict[str, Any]:
+    warm_up = {"epochs": 2, "batch": 16, "rate": 0.01, "lora": {"r": 2, "alpha": 4}}
+    gradients = {"model": str(model), "sample": "20%", "dims": 128, "warm_up": warm_up}
+    return {"gradients": gradients, "influence": {"use": "attribution", "of": "gradients"}}
+
+
+def test_a_warm_up_that_was_stopped_goes_on_after_its_last_epoch(
+    data: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import curate.models.warmup as warmup
+
+    trained: list[int] = []
+    train = warmup.train_epoch
+
+    def stopping(model: str, rows: Any, settings: Any, before: Any, **more: Any) -> Any:
+        trained.append(0 if before is None else before.steps)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return train(model, rows, settings, before, **more)
+
+    whole = run(data, "whole", scorers=with_gradients(tiny_model))
+    monkeypatch.setattr(warmup, "train_epoch", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(data, scorers=with_gradients(tiny_model))
+    assert len(list((data / "run/.curate/fit").glob("gradients-*-step-1.npz"))) == 1
+    job = run(data, scorers=with_gradients(tiny_model))
+    assert trained == [0, 3, 3]  # the second epoch twice, the first once
+    assert not list((data / "run/.curate/fit").glob("*-step-*"))
+    assert kept_ids(job) == kept_ids(whole)
+    assert np.array_equal(influence(job)[0], influence(whole)[0])
+    told = job.manifest["stages"]["gradients"]
+    assert told["engines"][0]["adapter"] == "2 epochs of warm-up" and told["fingerprint"]
+    (stored,) = {np.load(f).dtype.str for f in Path(job.store.root).glob("features/gradients-*/*.npy")}
+    assert stored == "<f2"
+
+
+def test_gradients_on_workers_are_those_of_one_process(data: Path, tiny_model: Path) -> None:
+    one = run(data, scorers=with_gradients(tiny_model))
+    two = run(data, "two", "local", scorers=with_gradients(tiny_model), execution={"shard_rows": 40, "workers": 2})
+    a, b = (influence(job)[0] for job in (one, two))
+    assert a.shape == b.shape == (200, 10) and np.abs(a - b).max() < 5e-3  # float16, and batches of other company
+    assert len(set(kept_ids(one)) & set(kept_ids(two))) >= 38

@@ -81,7 +81,14 @@ def test_a_run_of_one_that_was_not_written_yet_is_told_how(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("name", "stage"),
-    [("donod", "donod"), ("grape", "grape"), ("ifd", "ifd"), ("less", "gradients"), ("bids", "gradients"), ("rds", "states")],
+    [
+        ("donod", "donod"),
+        ("grape", "grape"),
+        ("ifd", "ifd"),
+        ("less", "gradients"),
+        ("bids", "gradients"),
+        ("rds", "states"),
+    ],
 )
 def test_as_they_stand_they_mean_the_shipped_example(name: str, stage: str, tmp_path: Path) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
