@@ -20,9 +20,9 @@ from tests.conftest import conversation, write_jsonl
 from tests.pipelines.helpers import computed, kept_ids, ledger
 
 TOPICS = {
-    "maths": "sum product number divide apples plus minus times equals seven".split(),
-    "code": "def return list string loop python index function test assert".split(),
-    "chat": "hello friend story weather feeling music travel cooking summer dream".split(),
+    "maths": ["sum", "product", "number", "divide", "apples", "plus", "minus", "times", "equals", "seven"],
+    "code": ["def", "return", "list", "string", "loop", "python", "index", "function", "test", "assert"],
+    "chat": ["hello", "friend", "story", "weather", "feeling", "music", "travel", "cooking", "summer", "dream"],
 }
 
 
