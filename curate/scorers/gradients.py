@@ -222,7 +222,7 @@ class Gradients(EncodedScorer):
         if self._checkpoints is None and self.checkpoints is not None:
             from curate.models.checkpoints import read
 
-            rates = self.weights or [None] * self.count
+            rates: list[float | None] = [*self.weights] if self.weights else [None] * self.count
             self._checkpoints = [
                 read(folder, self.model, rate=rate) for folder, rate in zip(self.checkpoints, rates, strict=True)
             ]

@@ -159,8 +159,8 @@ def _other_identities(scorer: Scorer, name: str) -> Iterator[Any]:
             number = value if isinstance(value, int) else 0
             choices += [number + 1, number + 2]
         elif kind is float:
-            number = value if isinstance(value, (int, float)) else 0.0
-            choices += [number * 2 + 1, number / 2]
+            size = float(value) if isinstance(value, (int, float)) else 0.0
+            choices += [size * 2 + 1, size / 2]
         elif kind is str:
             choices += [f"{value or ''}x"]
     for choice in choices:

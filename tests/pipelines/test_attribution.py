@@ -239,7 +239,7 @@ def test_recipes_that_cannot_mean_anything(data: Path) -> None:
         recipe(data, scorers=scorers)
     with pytest.raises(RecipeError, match="'influence' needs targets; add"):
         recipe(data, targets=None)
-    with pytest.raises(RecipeError, match="unknown key 'targets.row'"):
+    with pytest.raises(RecipeError, match=r"unknown key 'targets\.row'"):
         recipe(data, targets={"sets": {"a": {"path": "x"}}, "row": 3})
     with pytest.raises(RecipeError, match=r"unknown key 'targets.sets.a.pth'; did you mean 'path'"):
         recipe(data, targets={"sets": {"a": {"pth": "x"}}})

@@ -152,7 +152,7 @@ def test_an_adapter_without_the_optimizers_state_is_refused_for_adam(
     trained = fitted(examples, tiny_model)
     (bare, _) = trained._checkpoints or ()
     checkpoints.write(str(tmp_path / "bare"), replace(bare, first=None, second=None), model=str(tiny_model))
-    with pytest.raises(ModelError, match="one has none. Save it beside the adapter"):
+    with pytest.raises(ModelError, match=r"one has none\. Save it beside the adapter"):
         fitted(examples, tiny_model, warm_up=None, checkpoints=[str(tmp_path / "bare")]).score(examples)
     plain = fitted(examples, tiny_model, warm_up=None, checkpoints=[str(tmp_path / "bare")], optimizer="sgd")
     assert matrix(plain.score(examples)).shape[1] == 256
