@@ -84,9 +84,9 @@ def attach(model: Any, lora: Lora, *, name: str) -> Any:
     with warnings.catch_warnings():  # peft asks Transformers by a name that is on its way out
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         try:
-        return peft.get_peft_model(model, config)
-    except ValueError as error:  # a layer that peft knows it must not adapt
-        raise ModelError(f"model {name!r}: its layers cannot be adapted: {error}") from error
+            return peft.get_peft_model(model, config)
+        except ValueError as error:  # a layer that peft knows it must not adapt
+            raise ModelError(f"model {name!r}: its layers cannot be adapted: {error}") from error
 
 
 def parameters(adapted: Any) -> dict[str, torch.nn.Parameter]:
