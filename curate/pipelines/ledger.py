@@ -145,11 +145,11 @@ class FinishedRun:
         def read(part: Part) -> NDArray[np.float32]:
             mine = rows[np.searchsorted(rows, part.start) : np.searchsorted(rows, part.start + part.rows)]
             scored = np.cumsum(self.index.kept(part)) - 1  # copies have no vector
-            return np.array(self._matrix(stage, part)[scored[mine - part.start]])
+            return self._matrix(stage, part)[scored[mine - part.start]].astype(np.float32)
 
         return np.concatenate(list(self.each(read)))
 
-    def _matrix(self, stage: str, part: Part) -> NDArray[np.float32]:
+    def _matrix(self, stage: str, part: Part) -> NDArray[np.floating]:
         path = self.store.path(*self.stages[stage].split("/"), f"{part.stem}.npy")
         if self.store.local:
             return np.load(path, mmap_mode="r", allow_pickle=False)
