@@ -180,7 +180,7 @@ def test_ctrl_c_and_the_same_command_again(recipe_file: Recipes, tmp_path: Path)
     run = tmp_path / "run"
     job = start(recipe, run)
     wait_for(lambda: shards_done(run) > 20)
-    os.kill(job.pid, signal.SIGINT)
+    os.killpg(job.pid, signal.SIGINT)  # a terminal sends it to the workers too
     _, told = job.communicate(timeout=60)
     assert (
         job.returncode == 130

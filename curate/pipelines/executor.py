@@ -21,6 +21,9 @@ from curate.exceptions import CurateError, SchedulerError, StageError
 Task = tuple[str, Callable[..., Any], tuple[Any, ...]]
 """(name, function, arguments)"""
 
+_ON_CTRL_C = "import signal; signal.signal(signal.SIGINT, lambda *_: None)"
+"""A terminal sends Ctrl-C to the workers too; they leave it to the run, which ends them."""
+
 
 class Executor(ABC):
     """Runs tasks and yields (name, result) as they finish."""
@@ -129,6 +132,7 @@ class Distributed(Executor):
                         dashboard_address="127.0.0.1:0",  # any free port: two runs on one machine do not meet
                         host="127.0.0.1",
                         silence_logs=logging.CRITICAL,
+                        preload=_ON_CTRL_C,
                         **({"env": {"CUDA_VISIBLE_DEVICES": ""}} if gpus == 0 else {}),
                     )
                     self._client = Client(self._cluster, timeout="60s")

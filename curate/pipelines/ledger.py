@@ -137,7 +137,7 @@ class FinishedRun:
 
     def dimension(self, stage: str) -> int:
         """Return the length of a feature stage's vectors."""
-        return self._matrix(stage, self.index.parts[0]).shape[1]
+        return self.matrix(stage, self.index.parts[0]).shape[1]
 
     def vectors(self, stage: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return vectors (len(rows), d) of rows of the pool, given by ascending reading-order numbers."""
@@ -145,11 +145,12 @@ class FinishedRun:
         def read(part: Part) -> NDArray[np.float32]:
             mine = rows[np.searchsorted(rows, part.start) : np.searchsorted(rows, part.start + part.rows)]
             scored = np.cumsum(self.index.kept(part)) - 1  # copies have no vector
-            return self._matrix(stage, part)[scored[mine - part.start]].astype(np.float32)
+            return self.matrix(stage, part)[scored[mine - part.start]].astype(np.float32)
 
         return np.concatenate(list(self.each(read)))
 
-    def _matrix(self, stage: str, part: Part) -> NDArray[np.floating]:
+    def matrix(self, stage: str, part: Part) -> NDArray[np.floating]:
+        """Return the vectors of a part's rows that are no copies; of a local run as a memory map."""
         path = self.store.path(*self.stages[stage].split("/"), f"{part.stem}.npy")
         if self.store.local:
             return np.load(path, mmap_mode="r", allow_pickle=False)

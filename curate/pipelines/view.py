@@ -13,9 +13,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from curate.base import Selector
 from curate.budget import Budget, interleave
 from curate.exceptions import InputError
 from curate.numerics.principal import principal_axes
+from curate.pipelines.influence import by_hidden_states, influences
 from curate.pipelines.ledger import FinishedRun
 from curate.pipelines.store import Store
 from curate.report.text import cut, plural
@@ -24,6 +26,7 @@ from curate.seeding import rng_for
 from curate.selectors.best_per_prompt import BestPerPrompt
 from curate.selectors.longest import Longest
 from curate.selectors.random import Random
+from curate.selectors.round_robin import RoundRobin
 
 if TYPE_CHECKING:
     import polars as pl
@@ -59,7 +62,10 @@ def view(store: Store, *, samples: int = SAMPLES) -> View:
     chosen = _choose(run, ledger, samples, seed)
     drawn = _draw_map(run, ledger, seed)
     points = np.empty(0, dtype=np.int64) if drawn is None else drawn[0]
-    texts = texts_of(run, np.union1d(chosen[chosen < run.index.rows], points))
+    measured = influences(run, ledger, {"this run": _kept(run, ledger), **{b.name: b.chosen for b in baselines}})
+    ends = np.unique([e.row for i in measured for e in i.extremes] if samples else []).astype(np.int64)
+    texts = texts_of(run, np.unique(np.r_[chosen[chosen < run.index.rows], points, ends]))
+    shown = samples_of(run, ledger, np.r_[chosen, ends], texts)
     return View(
         manifest=run.manifest,
         recipe=store.read_bytes("recipe.yaml").decode("utf-8", "replace"),
@@ -67,10 +73,20 @@ def view(store: Store, *, samples: int = SAMPLES) -> View:
         columns=run.columns,
         values=run.values,
         baselines=baselines,
-        samples=samples_of(run, ledger, chosen, texts),
+        samples=shown[: chosen.size],
         pool_map=None if drawn is None else _finish_map(run, ledger, drawn, texts),
+        influences=measured,
+        rows=dict(zip(ends.tolist(), shown[chosen.size :], strict=True)),
         notes=notes,
     )
+
+
+def _kept(run: FinishedRun, ledger: pl.DataFrame) -> NDArray[np.bool_]:
+    """Return (pool,) True for rows of the result, as ``View.kept``."""
+    import polars as pl
+
+    decision = ledger["decision"].slice(0, run.index.rows).cast(pl.String)
+    return decision.is_in(["kept", "corrected"]).to_numpy()[np.sort(run.index.pool)]
 
 
 # -- languages ---------------------------------------------------------------------------------------------------------
@@ -105,42 +121,42 @@ def languages_of(run: FinishedRun) -> pl.Series | None:
 
 
 def _baselines(run: FinishedRun, ledger: pl.DataFrame, seed: int, notes: list[str]) -> list[Baseline]:
-    """Choose from the same pool, within the same budget, at random and by length."""
-    import polars as pl
-
+    """Choose from the same pool, within the same budget: at random, by length, and by RDS+ where the run has its numbers."""
     index = run.index
     reading = np.sort(index.pool)  # the pool's rows in reading order, as in View.pool
     canonical = index.place[reading]  # where each stands in the order that selectors see
-    decision = ledger["decision"].slice(0, index.rows).cast(pl.String)
-    k = int(decision.is_in(["kept", "corrected"]).sum())
+    kept = _kept(run, ledger)
     chars = ledger["chars"].slice(0, index.rows).to_numpy()[reading].astype(np.float64)
     length, unit = _lengths(run, chars)
-    able = ~np.isnan(length)
-    budget, cost, told = _budget(run, k)
-    if cost is not None:
-        able &= ~np.isnan(cost)
+    budget, cost, told = _budget(run, int(kept.sum()))
+    payable = np.ones(index.n, dtype=bool) if cost is None else ~np.isnan(cost)
+    able = payable & ~np.isnan(length)
     if not able.all():
         notes.append(f"{int((~able).sum()):,} rows without a length or a cost took no part in the baselines.")
-    rows = np.empty(index.n, dtype=np.int64)
-    rows[canonical] = np.arange(index.n)
-    rows = rows[able[rows]]  # rows of View.pool that take part, in canonical order
-    costs = None if cost is None else cost[rows]
+    order = np.empty(index.n, dtype=np.int64)
+    order[canonical] = np.arange(index.n)
+    rows = order[able[order]]  # rows of View.pool that take part, in canonical order
+    asked: list[tuple[str, str, Selector, Any, NDArray[np.int64]]] = [
+        ("random", f"a uniform draw of seed {seed}", Random(seed=seed), rows.size, rows),
+        ("longest", f"the longest first, in {unit}", Longest(), length[rows], rows),
+    ]
+    nearest = by_hidden_states(run)
+    if nearest is not None:
+        stage, similarity = nearest
+        about = f"the tasks in turn, each taking the row nearest to one of its targets by {stage}"
+        takes_part = order[payable[order]]
+        asked.append(("RDS+", about, RoundRobin(), similarity[takes_part], takes_part))
     out = []
-    for name, about, x in (
-        ("random", f"a uniform draw of seed {seed}", rows.size),
-        ("longest", f"the longest first, in {unit}", length[rows]),
-    ):
-        selector = Random(seed=seed) if name == "random" else Longest()
+    for name, about, selector, x, among in asked:
         try:
-            picked = selector.select(x, budget, cost=costs).indices
+            picked = selector.select(x, budget, cost=None if cost is None else cost[among]).indices
         except InputError as error:
             notes.append(f"no baseline {name!r}: {error}")
             continue
         mask = np.zeros(index.n, dtype=bool)
-        mask[rows[picked]] = True
+        mask[among[picked]] = True
         out.append(Baseline(name, f"{about}, {told}", mask))
     if any(step.get("use") == "best-per-prompt" for step in run.manifest.get("select", [])):
-        kept = decision.is_in(["kept", "corrected"]).to_numpy()[reading]
         out += _within_prompts(run, rows, length, kept, unit, seed)
     return out
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +79,41 @@ class PoolMap:
     """Rows of the pool that the axes were found on."""
 
 
+@dataclass(frozen=True)
+class Extreme:
+    """A row at one end of its influence on a task."""
+
+    task: str
+    most: bool
+    """Whether it is one of the most influential, or of the least."""
+    row: int
+    """Its number in the ledger."""
+    influence: float
+    """Mean over the task's targets."""
+    normalised: float
+    """Mean over the task's targets of the influence in deviations from the pool's mean."""
+
+
+@dataclass(frozen=True, eq=False)
+class Influence:
+    """What an attribution says.  Of a task, in deviations: a mean over its targets and over rows that have numbers."""
+
+    stage: str
+    use: str
+    """What its vectors were: gradients, hidden-states …"""
+    tasks: Sequence[str]
+    targets: Sequence[Mapping[str, Any]]
+    """An account a task: task, rows, drawn, passed_over (reason → rows), rejected, overlap (rows of the pool)."""
+    unknown: int
+    """Rows of the pool without an influence."""
+    by_source: Mapping[str, tuple[int, NDArray[np.float64]]]
+    """Source → its rows, and (tasks,) their normalised influence; the largest first."""
+    by_pick: Mapping[str, tuple[int, NDArray[np.float64]]]
+    """The same of selections: "this run", and each of the baselines."""
+    extremes: Sequence[Extreme]
+    """By task: the most influential first, then the least influential first."""
+
+
 @dataclass(frozen=True, eq=False)
 class View:
     """A finished run."""
@@ -97,6 +132,10 @@ class View:
     baselines: Sequence[Baseline] = ()
     samples: Sequence[Sample] = ()
     pool_map: PoolMap | None = None
+    influences: Sequence[Influence] = ()
+    """One an attribution."""
+    rows: Mapping[int, Sample] = field(default_factory=dict)
+    """Ledger row → its text, of the rows at the ends of an influence."""
     notes: Sequence[str] = ()
     """What could not be read or computed, and why."""
 

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from curate.exceptions import ModelError
 from curate.models import transformers_lm
 from curate.models.base import QUANTITIES, Forward
-from curate.models.head import Head
+from curate.models.head import Head, cross_entropy_slopes
 from curate.models.reference import (
     load_reference,
     reference_entropy,
@@ -359,6 +359,17 @@ def test_a_head_that_is_more_than_its_weight_is_noticed(tiny_model: Path, monkey
     assert not lm.by_hidden_states and lm.serves == {"logprobs"}
     for found, its in zip(lm.token_logprobs(rows), expected, strict=True):
         np.testing.assert_allclose(found, its, atol=1e-4)
+
+
+@given(seed=st.integers(0, 99), scale=st.sampled_from([0.1, 3.0, 300.0]))
+def test_the_losses_beside_the_slopes_keep_the_digits_of_a_sure_prediction(seed: int, scale: float) -> None:
+    z = torch.from_numpy(rng_for(seed, "logits").normal(size=(6, 9)) * scale)
+    targets = torch.cat([z[:3].argmax(dim=1), z[3:].argmin(dim=1)])
+    others = z.scatter(1, targets[:, None], -torch.inf).logsumexp(dim=1) - z.gather(1, targets[:, None])[:, 0]
+    losses = torch.empty(6, dtype=torch.float64)
+    cross_entropy_slopes(z.clone(), targets, torch.ones(6), losses)
+    expected = torch.where(others < 0, others.exp().log1p(), others + (-others).exp().log1p())
+    torch.testing.assert_close(losses, expected, rtol=1e-12, atol=0)
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

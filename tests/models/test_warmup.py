@@ -316,7 +316,7 @@ def test_a_row_that_fits_alone_is_taken_alone(
     finally:
         torch.set_num_threads(before)
     assert worst(found, expected) < 1e-6
-    assert "one batch at a time from here on" in caplog.text
+    assert caplog.text.count("one batch at a time from here on") == 1
 
 
 def test_another_error_of_the_model_is_its_own(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
