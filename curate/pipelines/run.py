@@ -399,6 +399,11 @@ class Run:
         cached = sum(int(kept[stem].sum()) for stem in before)
         engines = {json.dumps(m["engine"], sort_keys=True): m["engine"] for m in marks.values() if m.get("engine")}
         unscored = sum(m["unscored"] for m in marks.values())
+        if stage.wide:  # what ``curate.numerics.attribution.Features`` reads
+            made = {key: stage.scorer.params().get(name) for key, name in (("law", "projection"), ("seed", "seed"))}
+            width = (stage.scorer.columns[0].vector or (None, 0))[1]
+            known = {key: value for key, value in made.items() if value is not None}
+            self.store.write_json({"d": width, **known, "checkpoint": stage.key}, stage.directory, "features.json")
         self.manifest["stages"][stage.name] = {
             "use": stage.scorer.name,
             "fingerprint": stage.fingerprint,

@@ -29,6 +29,26 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Shade:
+    """A table's cell: a number of standard deviations with its sign, over a colour that deepens in steps.
+
+    The number says all that the colour says.
+    """
+
+    value: float
+
+    @property
+    def tone(self) -> str:
+        """``up1`` … ``up5``, ``down1`` … ``down5``, or none below a tenth."""
+        step = sum(abs(self.value) >= limit for limit in SHADES)
+        return f"{'up' if self.value > 0 else 'down'}{step}" if step else ""
+
+
+SHADES = (0.1, 0.25, 0.5, 1.0, 2.0)
+"""Where the steps of a ``Shade`` begin."""
+
+
+@dataclass(frozen=True)
 class Text:
     """A paragraph."""
 
@@ -48,7 +68,7 @@ class Table:
 
     caption: str
     columns: Sequence[str]
-    rows: Sequence[Sequence[Cell | Share]]
+    rows: Sequence[Sequence[Cell | Share | Shade]]
     folded: bool = False
     """Whether the reader opens it."""
 
@@ -91,7 +111,16 @@ class Rows:
     note: str = ""
 
 
-Block = Text | Facts | Table | Code | Chart | Rows
+@dataclass(frozen=True)
+class Examples:
+    """A few rows with their texts, in an order that means something; the reader opens them."""
+
+    title: str
+    rows: Sequence[tuple[str, Sample]]
+    """Why a row stands here, in a few words or numbers, and the row."""
+
+
+Block = Text | Facts | Table | Code | Chart | Rows | Examples
 
 
 @dataclass(frozen=True)

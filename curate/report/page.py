@@ -14,8 +14,8 @@ from importlib.resources import files
 from typing import Any
 
 from curate.report import charts
-from curate.report.blocks import Chart, Section, Share, Text
-from curate.report.text import brief, number, percent, visible
+from curate.report.blocks import Chart, Section, Shade, Share, Text
+from curate.report.text import brief, number, percent, signed, visible
 from curate.report.view import DECISIONS
 
 
@@ -55,9 +55,12 @@ def render(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(number=number, percent=percent, brief=brief)
+    environment.filters.update(number=number, percent=percent, signed=signed, brief=brief)
     environment.tests["share"] = lambda cell: isinstance(cell, Share)
-    environment.tests["numeric"] = lambda cell: isinstance(cell, (int, float, Share)) and not isinstance(cell, bool)
+    environment.tests["shade"] = lambda cell: isinstance(cell, Shade)
+    environment.tests["numeric"] = lambda cell: (
+        isinstance(cell, (int, float, Share, Shade)) and not isinstance(cell, bool)
+    )
     environment.globals.update(drawn=_drawn)
     style, script = _asset("page.css"), _asset("page.js")
     shown = [

@@ -79,6 +79,14 @@ def number(value: float | int | None) -> str:
     return f"{value:,.0f}" if 1e3 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
+def signed(value: float, digits: int = 2) -> str:
+    """``0.123`` → ``+0.12``; ``-1.5`` → ``−1.50``; what rounds to nothing → ``0.00``, NaN → ``–``."""
+    if math.isnan(value):
+        return "–"
+    text = f"{value:+.{digits}f}"
+    return text[1:] if not text.strip("+-0.") else text.replace("-", "−")
+
+
 def percent(share: float) -> str:
     """``0.1`` → ``10%``; ``0.0123`` → ``1.2%``.  Neither 0% nor 100% unless it is."""
     if math.isnan(share):

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from curate.exceptions import RecipeError, RunError, SchemaError, SourceError, StageError
+from curate.numerics.attribution import Features, attribute
 from curate.pipelines.plan import plan
 from curate.pipelines.run import Run
 from curate.recipe import Recipe
@@ -106,6 +107,9 @@ def test_the_matrix_is_the_cosines_of_both_sides_vectors(data: Path) -> None:
     expected = vectors.astype(np.float64) @ targets.astype(np.float64).T
     expected /= np.linalg.norm(vectors, axis=1)[:, None] * np.linalg.norm(targets, axis=1)
     assert np.abs(a - expected).max() < 1e-5
+    (folder,) = Path(job.store.root).glob("features/ngrams-*")
+    assert Features.open(folder).made["d"] == 32
+    assert np.array_equal(attribute(folder, targets), a)
     assert isinstance(job.recipe.scorers["ngrams"], HashedNgrams)
 
 
