@@ -15,9 +15,14 @@ import argparse
 import json
 import os
 import platform
+import shutil
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import bm25s
@@ -32,7 +37,7 @@ from curate import models
 from curate.base import Scorer, Selector
 from curate.models.lora import Lora
 from curate.models.warmup import WarmUp
-from curate.numerics.attribution import aggregate, attribute, group_columns
+from curate.numerics.attribution import attribute
 from curate.pipelines.api import read
 from curate.scorers._texts import texts
 from curate.scorers.attribution import prompt_digest
@@ -42,6 +47,7 @@ from curate.scorers.hidden_states import HiddenStates
 from curate.scorers.minilm import MiniLM
 from curate.seeding import rng_for
 from curate.selectors import BIDS, LESS, RoundRobin
+from curate.selectors.less import Aggregate
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = {  # task -> (the files of its targets, each giving as many as the other; the category of the pool)
@@ -55,21 +61,39 @@ TASKS = {  # task -> (the files of its targets, each giving as many as the other
 }
 OTHER_KIND = "chat"
 """Its targets with an answer are questions of reasoning, maths and code: not in the means, nor a worst task."""
+CONTROL = "gradients, plain, random weights"
+"""A model that was not trained on rows like these, as the shipped one was."""
 TARGETS = 20
 SHARE = "5%"
+HOW: dict[Aggregate, str] = {"mean-max": "mean over targets", "max": "best target"}
+"""How a task's targets make one number: their mean, as LESS has it, or the highest, as RDS+ has it."""
 LORA = Lora(r=16, alpha=64)
 WARM_UP = WarmUp(epochs=1, batch=16, rate=2e-4, lora=LORA)
 
 
-def scorers(model: str, seed: int) -> dict[str, Scorer]:
+def scorers(model: str, untrained: str, seed: int) -> dict[str, Scorer]:
     """Return the ways that are cosines of vectors; all of them see prompt and answer."""
+    plain: dict[str, Any] = {"warm_up": None, "lora": LORA, "optimizer": "sgd", "seed": seed}
     return {
         "hashed n-grams": HashedNgrams(text="both"),
         "sentence vectors": MiniLM(text="both"),
         "RDS+": HiddenStates(model=model),
-        "gradients, plain": Gradients(model=model, warm_up=None, lora=LORA, optimizer="sgd", seed=seed),
+        "gradients, plain": Gradients(model=model, **plain),
         "gradients, LESS": Gradients(model=model, warm_up=WARM_UP, sample="20%", seed=seed),
+        CONTROL: Gradients(model=untrained, **plain),
     }
+
+
+@contextmanager
+def of_random_weights(model: str) -> Iterator[str]:
+    """Yield the folder of a model of the same shape and tokenizer that has learned nothing."""
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.from_pretrained(model)
+    with tempfile.TemporaryDirectory() as folder:
+        transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(Path(model) / name, folder)
+        yield folder
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
@@ -160,7 +184,9 @@ def bm25(pool: pa.Table, targets: pa.Table) -> NDArray[np.float32]:
 # -- one seed ----------------------------------------------------------------------------------------------------------
 
 
-def one(seed: int, everything: pa.Table, settings: Mapping[str, Any], data: Path, model: str) -> dict[str, Any]:
+def one(
+    seed: int, everything: pa.Table, settings: Mapping[str, Any], data: Path, model: str, untrained: str
+) -> dict[str, Any]:
     """Return the shares of categories that each way and each selector takes."""
     encoder = models.encoder(model)
     tokens, rows = settings["tokens at most"], settings["rows of the pool"]
@@ -168,9 +194,11 @@ def one(seed: int, everything: pa.Table, settings: Mapping[str, Any], data: Path
     pool, leaks = draw_pool(everything, asked, encoder, rows=rows, tokens=tokens, seed=seed)
     group = np.array(pool["group"].to_pylist())
     right = {task: group == category for task, (_, category) in TASKS.items()}
-    calls: dict[str, Callable[[], NDArray[np.float32]]] = {"BM25": lambda: bm25(pool, targets)}
-    for name, scorer in scorers(model, seed).items():
-        calls[name] = lambda scorer=scorer: cosines(scorer, pool, targets)  # type: ignore[misc]
+    if lacking := [task for task, mask in right.items() if not mask.any()]:
+        raise SystemExit(f"seed {seed}: none of {rows} rows is of the category of {', '.join(lacking)}; ask for more.")
+    calls: dict[str, Callable[[], NDArray[np.float32]]] = {"BM25": partial(bm25, pool, targets)}
+    for name, scorer in scorers(model, untrained, seed).items():
+        calls[name] = partial(cosines, scorer, pool, targets)
     a, seconds = {}, {}
     for name, call in calls.items():
         start = time.perf_counter()
@@ -178,30 +206,33 @@ def one(seed: int, everything: pa.Table, settings: Mapping[str, Any], data: Path
         seconds[name] = round(time.perf_counter() - start, 1)
         print(f"seed {seed}: {name}, {seconds[name]} s", flush=True)
 
-    columns, _ = group_columns(tasks, len(tasks), caller="study")
-    top: dict[str, dict[str, float]] = {}
-    for name, matrix in a.items():
-        means = aggregate(matrix, columns, "mean")  # (n, tasks)
-        top[name] = {}
-        for number, task in enumerate(TASKS):
-            first = LESS().select(means[:, [number]], SHARE).indices
-            top[name][task] = share(right[task][first])
-    selectors: dict[str, tuple[Selector, str]] = {
-        "less on gradients": (LESS(targets=tasks), "gradients, LESS"),
-        "round-robin on gradients": (RoundRobin(targets=tasks), "gradients, LESS"),
-        "bids on gradients": (BIDS(), "gradients, LESS"),
-        "round-robin on RDS+": (RoundRobin(targets=tasks), "RDS+"),
-        "bids on RDS+": (BIDS(), "RDS+"),
+    def taken(selector: Selector, matrix: NDArray[Any], of: str) -> float:
+        return share(right[of][selector.select(matrix, SHARE).indices])
+
+    columns = {task: [j for j, its in enumerate(tasks) if its == task] for task in TASKS}
+    top = {
+        how: {
+            name: {task: taken(LESS(aggregate=how), matrix[:, columns[task]], task) for task in TASKS}
+            for name, matrix in a.items()
+        }
+        for how in HOW
     }
-    together = {}
-    for name, (selector, of) in selectors.items():
-        chosen = selector.select(a[of], SHARE).indices
-        together[name] = {task: share(right[task][chosen]) for task in TASKS}
+    selectors = {"less": LESS(targets=tasks), "bids": BIDS(), "round-robin": RoundRobin(targets=tasks)}
+    together = {
+        f"{word} on {name}": {task: taken(selector, a[name], task) for task in TASKS}
+        for name in ("RDS+", "gradients, LESS", CONTROL)
+        for word, selector in selectors.items()
+    }
     return {
         "rows of the pool that ask what a target asks, passed over": leaks,
         "rows of the category": {task: int(mask.sum()) for task, mask in right.items()},
         "share of the category": {task: share(mask) for task, mask in right.items()},
         "rows without a vector": {name: int(np.isnan(matrix[:, 0]).sum()) for name, matrix in a.items()},
+        "mean cosine of targets and rows of the category": {
+            name: {task: round(float(np.nanmean(matrix[right[task]][:, columns[task]])), 4) for task in TASKS}
+            for name, matrix in a.items()
+            if name != "BM25"
+        },
         "seconds": seconds,
         "share among the top": top,
         "share among the chosen, all tasks at once": together,
@@ -216,50 +247,54 @@ def share(mask: NDArray[np.bool_]) -> float:
 
 
 def tables(results: Mapping[str, Any]) -> str:
-    """Return the README's two tables, as Markdown: means over the seeds, least and greatest in brackets."""
+    """Return the README's tables, as Markdown: means over the seeds, least and greatest in brackets."""
     seeds = list(results["seeds"].values())
     judged = [task for task in TASKS if task != OTHER_KIND]
-    base = {task: [s["share of the category"][task] for s in seeds] for task in TASKS}
-    lines = ["| way | " + " | ".join([*TASKS, "mean of six"]) + " |", "|---|" + "---:|" * (len(TASKS) + 1)]
+    base = [s["share of the category"] for s in seeds]
+    lines: list[str] = []
 
-    def line(name: str, by_task: Mapping[str, list[float]], last: list[float], unit: float, form: str) -> None:
-        cells = [
-            f"{unit * np.mean(x):{form}} ({unit * min(x):{form}}–{unit * max(x):{form}})"
-            for x in [*by_task.values(), last]
-        ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    def head(what: str, last: str) -> None:
+        lines.extend(["", f"| {what} | " + " | ".join([*TASKS, last]) + " |", "|---|" + "---:|" * (len(TASKS) + 1)])
 
-    def means(by_task: Mapping[str, list[float]]) -> list[float]:
-        return [float(np.mean([by_task[task][i] for task in judged])) for i in range(len(seeds))]
+    def line(name: str, by_seed: list[dict[str, float]], last: Callable[[list[float]], float], form: str) -> None:
+        """Add the numbers of each task, and one that ``last`` makes of those of the judged tasks."""
+        cells = [[s[task] for s in by_seed] for task in TASKS]
+        cells.append([last([s[task] for task in judged]) for s in by_seed])
+        told = [f"{format(fmean(x), form)} ({format(min(x), form)}–{format(max(x), form)})" for x in cells]
+        lines.append(f"| {name} | " + " | ".join(told) + " |")
 
-    line("random (base rate)", base, means(base), 100, ".0f")
-    for name in seeds[0]["share among the top"]:
-        found = {task: [s["share among the top"][name][task] for s in seeds] for task in TASKS}
-        line(name, found, means(found), 100, ".0f")
-    lines += ["", "| selector | " + " | ".join([*TASKS, "worst of six"]) + " |", "|---|" + "---:|" * (len(TASKS) + 1)]
-    for name in seeds[0]["share among the chosen, all tasks at once"]:
-        found = {
-            task: [
-                s["share among the chosen, all tasks at once"][name][task] / b
-                for s, b in zip(seeds, base[task], strict=True)
-            ]
-            for task in TASKS
-        }
-        worst = [min(found[task][i] for task in judged) for i in range(len(seeds))]
-        line(name, found, worst, 1, ".1f")
-    return "\n".join(lines)
+    def percent(shares: Mapping[str, float]) -> dict[str, float]:
+        return {task: 100 * x for task, x in shares.items()}
+
+    for how, told in HOW.items():
+        head(f"% right, {told}", "mean of six")
+        line("random (base rate)", [percent(b) for b in base], fmean, ".0f")
+        for name in seeds[0]["share among the top"][how]:
+            line(name, [percent(s["share among the top"][how][name]) for s in seeds], fmean, ".0f")
+    head("times the base rate", "worst of six")
+    every = "share among the chosen, all tasks at once"
+    for name in seeds[0][every]:
+        lifts = [{task: s[every][name][task] / b[task] for task in TASKS} for s, b in zip(seeds, base, strict=True)]
+        line(name, lifts, min, ".1f")
+    return "\n".join(lines[1:])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default=str(ROOT / "examples" / "model"))
-    parser.add_argument("--rows", type=int, default=1500, help="of the pool, drawn anew for each seed")
+    parser.add_argument("--rows", type=int, default=800, help="of the pool, drawn anew for each seed")
     parser.add_argument("--tokens", type=int, default=1024, help="of a row or target, at most")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="150 rows, one seed, and nothing is saved")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
+    with of_random_weights(args.model) as untrained:
+        study(args, untrained)
+
+
+def study(args: argparse.Namespace, untrained: str) -> None:
+    """Do the seeds that are missing, save, and print the tables."""
     settings = {
         "model": models.identify(args.model),
         "rows of the pool": 150 if args.quick else args.rows,
@@ -267,7 +302,7 @@ def main() -> None:
         "targets of each task": TARGETS,
         "chosen": SHARE,
         "tasks": {task: {"targets": files, "category": category} for task, (files, category) in TASKS.items()},
-        "ways": {name: scorer.identity()["params"] for name, scorer in scorers(args.model, 0).items()},
+        "ways": {name: way.identity()["params"] for name, way in scorers(args.model, untrained, 0).items()},
     }
     results: dict[str, Any] = {
         "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "python": platform.python_version()},
@@ -283,7 +318,7 @@ def main() -> None:
     missing = [seed for seed in range(1 if args.quick else args.seeds) if str(seed) not in results["seeds"]]
     everything = read(str(args.data / "pool" / "*.parquet"), group="category").examples() if missing else None
     for seed in missing:
-        results["seeds"][str(seed)] = one(seed, everything, settings, args.data, args.model)
+        results["seeds"][str(seed)] = one(seed, everything, settings, args.data, args.model, untrained)
         if not args.quick:
             args.out.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(tables(results))

@@ -18,7 +18,7 @@ class GroupMeans:
 
     groups: int
     shift: NDArray[np.float64]
-    """(M,) a row like the others, or near them: it is taken off before anything is squared, so that no digits cancel."""
+    """(M,) any one row: it is taken off before anything is squared, so that few digits cancel."""
     rows: int = 0
     count: NDArray[np.int64] = field(init=False)
     """(G,) rows of each group."""

@@ -30,7 +30,7 @@ ROWS, ALL_ROWS = 5, 100
 _BLOCK = 2**18  # numbers of a block: 2 MB of float64
 
 Ends = list[tuple[NDArray[np.int64], NDArray[np.float64]]]
-"""Places in the pool and influence of the highest rows of the first task, of its lowest, of the second task's highest …"""
+"""Of the first task's highest rows, of its lowest, of the second's highest …: places in the pool, and influence."""
 
 
 def attributions(run: FinishedRun) -> dict[str, str]:
@@ -44,11 +44,11 @@ def by_hidden_states(run: FinishedRun) -> tuple[str, NDArray[np.float32]] | None
 
     Rows as in ``View.pool``.  None where no attribution is of hidden states.
     """
-    for stage, of in attributions(run).items():
-        if _use(run, of) == "hidden-states":
-            groups, _ = _tasks(run, stage)
-            return stage, np.concatenate(list(run.each(lambda part: aggregate(run.matrix(stage, part), groups, "max"))))
-    return None
+    found = [stage for stage, of in attributions(run).items() if _use(run, of) == "hidden-states"]
+    if not found:
+        return None
+    groups, _ = _tasks(run, found[0])
+    return found[0], np.concatenate(list(run.each(lambda part: aggregate(run.matrix(found[0], part), groups, "max"))))
 
 
 def influences(run: FinishedRun, ledger: pl.DataFrame, picks: Mapping[str, NDArray[np.bool_]]) -> list[Influence]:
@@ -108,7 +108,8 @@ def _measure(
             of_source = codes[at] == np.arange(len(sources))[:, None]
             sums.add(block[there], np.concatenate([chosen[:, at], of_source]))
             means = aggregate(block[there], groups, "mean")
-            ends = _outermost([ends, [(at, mean) for mean in means.T for _ in range(2)]], place, shown)
+            both_ends = [(at, mean) for mean in means.T for _ in range(2)]
+            ends = _outermost([ends, both_ends], place, shown)
         return sums, ends
 
     sums, found = GroupMeans(len(chosen) + len(sources), shift), [_no_ends(tasks)]

@@ -121,7 +121,7 @@ def languages_of(run: FinishedRun) -> pl.Series | None:
 
 
 def _baselines(run: FinishedRun, ledger: pl.DataFrame, seed: int, notes: list[str]) -> list[Baseline]:
-    """Choose from the same pool, within the same budget: at random, by length, and by RDS+ where the run has its numbers."""
+    """Choose from the same pool, within the same budget: at random, by length, by RDS+ if the run has its numbers."""
     index = run.index
     reading = np.sort(index.pool)  # the pool's rows in reading order, as in View.pool
     canonical = index.place[reading]  # where each stands in the order that selectors see

@@ -21,6 +21,8 @@ from curate.base import Scorer
 from curate.pipelines.store import Store
 
 _OPEN: dict[str, Scorer] = {}
+NO_VECTOR = "no vector"
+"""What a scorer says of a row of which the stage that it reads has none; that stage's reason is added."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,8 @@ def score(
     seconds = (time.perf_counter() - loaded) / len(stages)
     marks = {}
     for stage, scorer, scored in zip(stages, scorers, found, strict=True):
+        if stage.of is not None:
+            scored = _with_reasons(scored, store.read_table(stage.of, part, columns=["reason"]).column(0))
         _write(store, stage, part, table.column("id"), scored)
         marks[stage.name] = {
             "digest": digest,
@@ -177,6 +181,14 @@ def _vectors(store: Store, directory: str, stem: str) -> pa.Array:
     matrix = np.load(io.BytesIO(store.read_bytes(directory, f"{stem}.npy")), allow_pickle=False)
     missing = np.isnan(matrix[:, :1]).any(axis=1)
     return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1], mask=pa.array(missing))
+
+
+def _with_reasons(scored: pa.Table, others: pa.ChunkedArray) -> pa.Table:
+    """Return the scores of a stage that reads another's vectors, with that one's reasons where it gave no vector."""
+    pairs = zip(scored.column("reason").to_pylist(), others.to_pylist(), strict=True)
+    told = [f"{own}: {other}" if own == NO_VECTOR and other else own for own, other in pairs]
+    at = scored.column_names.index("reason")
+    return scored.set_column(at, "reason", pa.array(told, pa.string()))
 
 
 def _write(store: Store, stage: Stage, part: str, ids: pa.ChunkedArray, scored: pa.Table) -> None:

@@ -40,7 +40,7 @@ class Shade:
     @property
     def tone(self) -> str:
         """``up1`` … ``up5``, ``down1`` … ``down5``, or none below a tenth."""
-        step = sum(abs(self.value) >= limit for limit in SHADES)
+        step = sum(abs(round(self.value, 2)) >= limit for limit in SHADES)  # as it is shown
         return f"{'up' if self.value > 0 else 'down'}{step}" if step else ""
 
 

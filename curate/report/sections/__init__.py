@@ -14,7 +14,18 @@ from curate.report.blocks import Section, Text
 if TYPE_CHECKING:
     from curate.report.view import View
 
-BUILT_IN = ("flow", "influence", "scores", "together", "composition", "pool_map", "baselines", "length", "rows", "record")
+BUILT_IN = (
+    "flow",
+    "influence",
+    "scores",
+    "together",
+    "composition",
+    "pool_map",
+    "baselines",
+    "length",
+    "rows",
+    "record",
+)
 """Modules of this package, in the order of the page."""
 
 Maker = Callable[["View"], list[Section]]

@@ -1,8 +1,7 @@
-"""Influence on the targets: by source and task, how evenly the selection serves the tasks, and the rows at both ends."""
+"""Influence on the targets: by source and task, how evenly a selection serves the tasks, the rows at both ends."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,13 +30,15 @@ def _section(view: View, found: Influence, title: str) -> Section:
 
 
 def _meaning(found: Influence) -> str:
+    steps = ", ".join(map(number, SHADES))
     text = (
-        f"“{found.stage}” holds each row against each target, by the cosine of their vectors ({found.use}). A row's influence on "
-        "a task is its mean over the task's targets. Normalised, each target's numbers are first taken in standard "
-        "deviations from their mean over the pool: 0 is the pool's average, +1 a deviation above it, and targets and "
-        "tasks of different spread can be held against each other."
+        f"“{found.stage}” holds each row against each target, by the cosine of their vectors ({found.use}). A row's "
+        "influence on a task is its mean over the task's targets. Normalised, each target's numbers are first taken in "
+        "standard deviations from their mean over the pool, so that tasks can be held against each other: a source or "
+        "a selection at +1 is on average a deviation above the whole pool, which is at 0. Shades (blue above, orange "
+        f"below) deepen at {steps}."
     )
-    return text + (f" {plural(found.unknown, 'row')} of the pool without." if found.unknown else "")
+    return text + (f" Rows without an influence take no part: {found.unknown:,}." if found.unknown else "")
 
 
 def _targets(found: Influence) -> list[Block]:
@@ -48,32 +49,25 @@ def _targets(found: Influence) -> list[Block]:
         one = told[task]
         passed = one["passed_over"]
         rows.append([task, one["rows"], one["drawn"], sum(passed.values()), one["rejected"], one["overlap"]])
-        why += [f"{task}: {n:,} {reason}" for reason, n in passed.items()]
+        why += [f"{task}: {n:,} × {reason}" for reason, n in passed.items()]
     columns = ["task", "examples", "drawn", "passed over", "rejected", "left out of the pool"]
-    table = Table("Targets", columns, rows)
     note = (
-        "Passed over: drawn, but without a vector. Rejected: rows of the set that are no examples. Left out of the pool: rows "
-        "without an influence, because they ask what a target asks."
+        "Passed over: without a vector, so that the next was drawn. Rejected: rows of the set that are no examples. "
+        "Left out of the pool: its rows that ask what a target asks; they have no influence."
     )
-    return [table, Text(note + (f" Why targets were passed over: {'; '.join(why)}." if why else ""))]
+    note += f" Why targets were passed over: {'; '.join(why)}." if why else ""
+    return [Table("Targets", columns, rows), Text(note)]
 
 
 def _by_source(found: Influence) -> Table:
-    steps = ", ".join(map(number, SHADES))
-    return Table(
-        f"Mean normalised influence by source and task (blue above the pool's, orange below; shades from {steps})",
-        ["source", "rows", *found.tasks],
-        [[name, n, *_shades(means)] for name, (n, means) in found.by_source.items()],
-    )
+    rows = [[name, n, *_shades(means)] for name, (n, means) in found.by_source.items()]
+    return Table("Mean normalised influence, by source and task", ["source", "rows", *found.tasks], rows)
 
 
 def _balance(found: Influence) -> Table:
-    picks = {name: means for name, (_, means) in found.by_pick.items()}
-    rows = [
-        [task, Shade(0.0), *(_shades(means)[i] for means in picks.values())] for i, task in enumerate(found.tasks)
-    ]
-    caption = "Mean normalised influence of what is chosen, by task (of the whole pool it is 0)"
-    return Table(caption, ["task", "pool", *picks], rows)
+    columns = [_shades(means) for _, means in found.by_pick.values()]
+    rows = [[task, Shade(0.0), *shades] for task, *shades in zip(found.tasks, *columns, strict=True)]
+    return Table("Mean normalised influence of what is chosen", ["task", "pool", *found.by_pick], rows)
 
 
 def _shades(means: NDArray[np.float64]) -> list[Shade | None]:
@@ -87,14 +81,13 @@ def _worst(found: Influence) -> str:
         who = "This run" if name == "this run" else f"“{name}”"
         if not n:
             out.append(f"{who} has no row with an influence.")
-            continue
-        worst, best = int(means.argmin()), int(means.argmax())
-        if len(found.tasks) == 1:
+        elif len(found.tasks) == 1:
             out.append(f"{who}: {signed(means[0])} on {found.tasks[0]}.")
         else:
+            low, high = int(means.argmin()), int(means.argmax())
             out.append(
-                f"{who} serves {found.tasks[worst]} worst ({signed(means[worst])}) and {found.tasks[best]} best "
-                f"({signed(means[best])})."
+                f"{who} serves {found.tasks[low]} worst ({signed(means[low])}) and {found.tasks[high]} best "
+                f"({signed(means[high])})."
             )
     return " ".join(out)
 
@@ -103,22 +96,22 @@ def _overlap(view: View) -> str:
     """Say how much of what is kept other selectors choose, too."""
     kept = int(view.kept.sum())
     told = []
-    for baseline in view.baselines:
+    for baseline in view.baselines if kept else ():
         both = int((view.kept & baseline.chosen).sum())
-        told.append(f"{number(both)} ({percent(both / max(1, kept))}) “{baseline.name}”")
-    text = f"Of the {plural(kept, 'row')} kept, {', '.join(told)} would choose, too, within the same budget." if told else ""
+        told.append(f"{both:,} ({percent(both / kept)}) by “{baseline.name}”")
+    text = f"Of the {plural(kept, 'row')} kept, also chosen within the same budget: {', '.join(told)}." if told else ""
     if not any(baseline.name == "RDS+" for baseline in view.baselines):
-        text += " RDS+ is not among them: no attribution of this recipe is of hidden states."
-    return text
+        text += " No RDS+ beside it: this recipe has no attribution of hidden states."
+    return text.strip()
 
 
 def _ends(view: View, found: Influence) -> list[Block]:
     out: list[Block] = []
     for task in found.tasks:
         for most in (True, False):
-            rows = [e for e in found.extremes if e.task == task and e.most == most and e.row in view.rows]
+            rows = [e for e in found.extremes if (e.task, e.most) == (task, most) and e.row in view.rows]
             if rows:
                 title = f"{task}: the {plural(len(rows), 'row')} of {'most' if most else 'least'} influence"
-                said = [f"influence {number(e.influence)}, normalised {signed(e.normalised)}" for e in rows]
+                said = [f"influence {signed(e.influence, 4)}, normalised {signed(e.normalised)}" for e in rows]
                 out.append(Examples(title, [(s, view.rows[e.row]) for s, e in zip(said, rows, strict=True)]))
     return out
