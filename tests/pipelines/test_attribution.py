@@ -234,7 +234,7 @@ def test_targets_without_a_vector_are_passed_over_or_stop_the_run(data: Path, ti
     (told,) = job.manifest["stages"]["influence"]["targets"]
     assert told["drawn"] == 3 and set(told["passed_over"]) <= {"longer than max_tokens=150"}
     write_jsonl(
-        data / "pool.jsonl", [{"messages": conversation("because " * 400, "why")}] + rows_about("chat", 9, seed=1)
+        data / "pool.jsonl", [{"messages": conversation("because " * 400, "why")}, *rows_about("chat", 9, seed=1)]
     )
     job = run(data, "reasons", scorers=scorers, targets={"sets": mixed, "rows": 3}, select=[])
     assert {r for r in influence(job)[1] if r} == {"no vector: longer than max_tokens=150"}
