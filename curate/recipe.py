@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -233,18 +234,21 @@ class Recipe:
         where = None if self.file is None else f"{self.file}:{line}" if line else str(self.file)
         return RecipeError(redacted(message), where=where)
 
-    def _explain(self, error: ValidationError, at: Place, given: Any, known: list[str] | None = None) -> RecipeError:
+    def _explain(self, error: ValidationError, at: Place, given: Any, cls: type | None = None) -> RecipeError:
+        """Say what is wrong with a part; ``cls`` is the class that it should become."""
         lines = []
         first = error.errors()[0]
         for item in error.errors():
             loc = tuple(p for p in item["loc"] if isinstance(p, (str, int)))
             dotted = ".".join(map(str, (*at, *loc)))
             if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-                valid = known or _valid_keys(loc)
+                valid = _valid_keys(loc) if cls is None else _keys_of(cls, loc[:-1])
                 near = registry.nearest(str(loc[-1]), valid)
                 lines.append(f"unknown key {dotted!r}{near} Valid: {', '.join(valid)}.")
             elif item["type"] in ("missing", "missing_argument"):
                 lines.append(f"{dotted!r} is missing.")
+            elif item["type"] == "value_error":  # one of ours, which says what was found
+                lines.append(f"{dotted!r}: {item['msg'].removeprefix('Value error, ')}")
             else:
                 found = item.get("input")
                 lines.append(f"{dotted!r}: {item['msg'][0].lower()}{item['msg'][1:]}; found {found!r}.")
@@ -262,7 +266,7 @@ class Recipe:
         try:
             checked: Any = TypeAdapter(cls).validate_python(params)
         except ValidationError as error:
-            raise self._explain(error, at, params, known) from None
+            raise self._explain(error, at, params, cls) from None
         except CurateError as error:
             raise self.error(at, str(error)) from error
         return checked
@@ -457,7 +461,7 @@ class Recipe:
             if quota is not None:
                 Quota(shares=quota.shares, temperature=quota.temperature)
         except ValidationError as error:
-            raise self._explain(error, (*at, "quota"), spec["quota"], list(QuotaSpec.model_fields)) from None
+            raise self._explain(error, (*at, "quota"), spec["quota"], QuotaSpec) from None
         except InputError as error:
             raise self.error((*at, "budget"), str(error)) from None
         if budget is not None and budget.tokens is not None and refs["cost"] is None:
@@ -556,6 +560,32 @@ def exporter_of(word: str, params: dict[str, Any]) -> Exporter:
     recipe = Recipe.__new__(Recipe)
     recipe._marks, recipe.file = {}, None
     return recipe._exporter(word, params, ())
+
+
+def _keys_of(cls: type, path: tuple[str | int, ...]) -> list[str]:
+    """Return the keys of a class, or of what stands at a path in it; a backend's word is a step of such a path."""
+    found = [cls]
+    for part in path:
+        named = [c for c in found if c.__name__.lower() == str(part).lower()]
+        if named:
+            found = named
+            continue
+        hints = [typing.get_type_hints(c).get(str(part)) for c in found]
+        found = [c for hint in hints for c in _classes(hint)] or found
+    return list(dict.fromkeys(name for c in found for name in _names(c)))
+
+
+def _classes(hint: Any) -> list[type]:
+    """Return the classes with keys of their own that a type is made of."""
+    if isinstance(hint, type) and (dataclasses.is_dataclass(hint) or issubclass(hint, BaseModel)):
+        return [hint]
+    return [c for arg in typing.get_args(hint) for c in _classes(arg)]
+
+
+def _names(cls: type) -> list[str]:
+    if issubclass(cls, BaseModel):
+        return list(cls.model_fields)
+    return [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
 
 
 def _valid_keys(loc: tuple[str | int, ...]) -> list[str]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -151,3 +152,24 @@ def test_from_python(tmp_path: Path) -> None:
     assert recipe.steps[0].name == "1-random"
     with pytest.raises(RecipeError, match="unknown key 'selcet'; did you mean 'select'"):
         Recipe(sources=[{"path": "x.jsonl"}], selcet=[])
+
+
+@pytest.mark.parametrize(
+    ("scorer", "told"),
+    [
+        (
+            {"use": "ifd", "backend": {"use": "vllm", "gpumemory": 1}},
+            "'scorers.x.backend.vllm.gpumemory'; did you mean 'gpu_memory'",
+        ),
+        ({"use": "ifd", "backend": {"use": "http"}}, "'scorers.x.backend.http.url' is missing."),
+        ({"use": "ifd", "backend": "http"}, "or {use: http, url: http://…/v1} was asked; found 'http'."),
+        ({"use": "gradients", "warm_up": {"epoch": 1}}, "'scorers.x.warm_up.epoch'; did you mean 'epochs'"),
+        ({"use": "gradients", "warm_up": {"lora": {"rank": 1}}}, "Valid: r, alpha, dropout, layers."),
+        ({"use": "gradients", "warm_up": {"epochs": 0}}, "'scorers.x.warm_up': warm-up: epochs=0; it must be above 0."),
+    ],
+)
+def test_keys_of_parts_within_parts_are_checked(scorer: dict[str, Any], told: str) -> None:
+    """A key that nobody reads would be dropped without a word."""
+    with pytest.raises(RecipeError) as error:
+        Recipe.from_dict({"sources": [{"path": "x"}], "scorers": {"x": {"model": "m", **scorer}}})
+    assert told in str(error.value)

@@ -11,9 +11,11 @@ Nothing is ever substituted: a backend that cannot give what a scorer asks stops
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Discriminator, Tag
 
 from curate.exceptions import InputError
 from curate.models.base import LOGPROBS, QUANTITIES, Quantity
@@ -24,6 +26,8 @@ from curate.urls import refuse_secrets
 class Transformers:
     """Hugging Face Transformers, in this process: every quantity, on any device."""
 
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}  # a misspelt key in a recipe is an error
+
     use: Literal["transformers"] = "transformers"
     compile: bool = False
     """Let torch.compile fuse the element-wise steps: half a minute at the start, then faster; for pools of more than a
@@ -33,6 +37,8 @@ class Transformers:
 @dataclass(frozen=True, kw_only=True)
 class VLLM:
     """A vLLM engine in a process of its own, one per worker: log-probabilities, options, generations."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}  # a misspelt key in a recipe is an error
 
     use: Literal["vllm"] = "vllm"
     python: str | None = None
@@ -64,6 +70,8 @@ class VLLM:
 class HTTP:
     """An OpenAI-compatible server.  The tokenizer and the template are still those of the scorer's ``model``."""
 
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}  # a misspelt key in a recipe is an error
+
     use: Literal["http"]
     url: str
     """Up to and with the version: "http://localhost:8000/v1"."""
@@ -91,7 +99,26 @@ class HTTP:
             )
 
 
-Backend = Literal["transformers", "vllm"] | Transformers | VLLM | HTTP
+def _kind(given: Any) -> str | None:
+    """Return which of the backends is meant, so that an error speaks of that one alone."""
+    if given in ("transformers", "vllm"):
+        return "word"
+    if isinstance(given, Mapping):
+        return str(given.get("use", "transformers"))
+    return getattr(given, "use", None)
+
+
+Backend = Annotated[
+    Annotated[Literal["transformers", "vllm"], Tag("word")]
+    | Annotated[Transformers, Tag("transformers")]
+    | Annotated[VLLM, Tag("vllm")]
+    | Annotated[HTTP, Tag("http")],
+    Discriminator(
+        _kind,
+        custom_error_type="backend",
+        custom_error_message="Transformers, vllm (each also with settings) or {use: http, url: http://…/v1} was asked",
+    ),
+]
 """What a scorer's ``backend`` may be."""
 
 SERVES: dict[str, frozenset[Quantity]] = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ Weights = Mapping[str, NDArray[np.float32]]
 @dataclass(frozen=True, kw_only=True)
 class Lora:
     """An adapter's shape.  Defaults: LESS and BIDS."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}  # a misspelt key in a recipe is an error
 
     r: int = 128
     alpha: float = 512

@@ -145,7 +145,7 @@ class TransformersLM(CausalLM):
             "backend": f"transformers {transformers.__version__}",
             "dtype": self.dtype,
             "device": self.device,
-        }
+        } | ({"layers": "compiled"} if self._compiled else {})
 
     def forward(self, rows: Sequence[Row], quantities: Collection[Quantity]) -> list[Forward | None]:
 

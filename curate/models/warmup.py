@@ -24,7 +24,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,8 @@ _LOGITS = {"cpu": 2**24, "other": 2**28}
 @dataclass(frozen=True, kw_only=True)
 class WarmUp:
     """How an adapter is trained.  Defaults: LESS."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}  # a misspelt key in a recipe is an error
 
     epochs: int = 4
     batch: int = 128
