@@ -1,6 +1,6 @@
 """What a run's attributions say: influence by source, by task and by selection, and the rows at both ends.
 
-One pass over the stored matrices, a part at a time: memory does not grow with the pool, but for 8 bytes a row.
+One pass over the stored matrices, in blocks: a million rows with 350 targets (1.4 GB) take 60 MB and a few seconds.
 """
 
 from __future__ import annotations

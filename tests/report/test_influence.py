@@ -11,11 +11,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import curate.pipelines.influence as influence
-from curate.numerics.group_means import GroupMeans
 from curate.pipelines.run import Run
 from curate.pipelines.view import view
 from curate.recipe import Recipe
@@ -27,38 +24,6 @@ from curate.report.view import Baseline, Extreme, Influence, Sample, View
 from curate.seeding import rng_for
 from tests.conftest import conversation, write_jsonl
 from tests.report.conftest import ATTACKS
-
-# -- means of groups ---------------------------------------------------------------------------------------------------
-
-
-def test_group_means_by_hand() -> None:
-    """Columns (0, 2, 4) of mean 2 and deviation 2, and (5, 5, 5), which is constant."""
-    rows = np.array([[0, 5], [2, 5], [4, 5]], dtype=np.float32)
-    sums = GroupMeans(3, rows[0].astype(np.float64))
-    sums.add(rows, np.array([[1, 1, 0], [0, 0, 1], [0, 0, 0]], dtype=bool))
-    assert sums.mean.tolist() == [2, 5] and sums.scale.tolist() == [2, np.inf] and sums.count.tolist() == [2, 1, 0]
-    found = sums.normalised()
-    assert found[:2].tolist() == [[-0.5, 0], [1, 0]] and np.isnan(found[2]).all()
-
-
-@settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 999), n=st.integers(2, 40), offset=st.sampled_from([0.0, 1.0, 1e4]), data=st.data())
-def test_any_cut_gives_the_plain_means(seed: int, n: int, offset: float, data: Any) -> None:
-    g = rng_for(seed, "group means")
-    rows, member = g.normal(size=(n, 3)) + offset, g.random((4, n)) < 0.5
-    cuts = sorted(data.draw(st.lists(st.integers(0, n), max_size=3)))
-    whole = GroupMeans(4, rows[0])
-    for lo, hi in zip([0, *cuts], [*cuts, n], strict=True):
-        part = GroupMeans(4, rows[0])
-        part.add(rows[lo:hi], member[:, lo:hi])
-        whole.merge(part)
-    z = (rows - rows.mean(axis=0)) / rows.std(axis=0, ddof=1)
-    for mask, found in zip(member, whole.normalised(), strict=True):
-        if mask.any():
-            np.testing.assert_allclose(found, z[mask].mean(axis=0), rtol=0, atol=1e-8)
-        else:
-            assert np.isnan(found).all()
-
 
 # -- of a run ----------------------------------------------------------------------------------------------------------
 
@@ -220,7 +185,7 @@ def test_a_report_without_texts_shows_none(job: Run) -> None:
 def test_a_run_without_targets_has_no_such_section(tmp_path: Path) -> None:
     targets(tmp_path)
     scorers = {"ngrams": {"use": "hashed-ngrams", "dim": 8}}
-    changes = {"targets": None, "scorers": scorers, "select": [{"use": "random", "budget": 5}]}
+    changes: dict[str, Any] = {"targets": None, "scorers": scorers, "select": [{"use": "random", "budget": 5}]}
     seen = view(run(tmp_path, about("chat", 20, 1), **changes).store)
     assert seen.influences == [] and section.sections(seen) == []
 
@@ -265,7 +230,7 @@ def made(found: dict[str, Any], *, kept: int = 4, n: int = 10, **changes: Any) -
         "extremes": [],
         **found,
     }
-    return View({"name": "t"}, "", ledger, {}, {}.__getitem__, influences=[Influence(**given)], **changes)
+    return View({"name": "t"}, "", ledger, {}, lambda _: np.empty(0), influences=[Influence(**given)], **changes)
 
 
 def account(task: str, **changes: Any) -> dict[str, Any]:
