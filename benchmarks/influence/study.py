@@ -1,7 +1,7 @@
 """Does it choose what it should?  Which rows of a mixed pool each way takes for the targets of seven tasks.
 
-    python benchmarks/influence/study.py --data FOLDER             # a quarter of an hour on two cores
-    python benchmarks/influence/study.py --data FOLDER --quick     # a tenth of the rows: does it run?
+    python benchmarks/influence/study.py --data FOLDER             # a quarter of an hour, one thread
+    python benchmarks/influence/study.py --data FOLDER --quick     # a fifth of the rows: does it run?
 
 The folder holds pool/*.parquet and targets/*.parquet with the columns messages and source, and the pool's rows a
 category, which goes by the data set that a row is from.  A way chooses well for a task if the rows that it ranks first
