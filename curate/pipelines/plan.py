@@ -105,6 +105,8 @@ def plan(run: Run) -> Plan:
         if index is not None and stage.fitted and stage.scorer.fits_on == "pool":
             stage = run.name_fitted(stage, index)
         named[name] = stage
+        if stage.fitted and stage.scorer.fits_on == "pool" and stage.scorer.resource == "model":
+            rows.append(_warm_up(run, stage, pool, chars, learned=index is not None))
         if stage.scorer.of is not None and targets is not None:
             stage = run.name_derived(stage, named, targets)
         marks = run.score_done(stage, index) if index else {}
@@ -136,6 +138,20 @@ def plan(run: Run) -> Plan:
     ]
     files = len({p.url for g in groups for p in g.slices})
     return Plan([r.text for r in recognised], index is not None, files, rows, steps, workers)
+
+
+def _warm_up(run: Run, stage: Stage, pool: int, chars: float, *, learned: bool) -> PlannedStage:
+    """Return the training of a model on rows of the pool, by one worker: three passes' work an epoch."""
+    epochs = stage.scorer.fit_steps
+    sample = len(stage.scorer.fit_sample(pool))
+    there = learned and run.store.exists(".curate", "fit", f"{stage.key}.npz")
+    own = chars * sample / max(1, pool)
+    seconds = 0.0 if there else 3 * epochs * _rough(stage.scorer, sample, own)
+    tokens = int(epochs * own / CHARS_PER_TOKEN)
+    done = sample if there else 0
+    return PlannedStage(
+        f"fit {stage.name}", "warm-up", sample, done, tokens, seconds, _basis(sample - done, False, False)
+    )
 
 
 def _basis(left: int, own: bool, known: bool) -> Any:

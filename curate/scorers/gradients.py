@@ -123,6 +123,10 @@ class Gradients(EncodedScorer):
         return 1 if self.warm_up is None else self.warm_up.epochs
 
     @property
+    def passes(self) -> tuple[str, ...]:
+        return tuple(f"checkpoint {t + 1}" for t in range(self.count))
+
+    @property
     def columns(self) -> tuple[Column, ...]:
         vector = Column("vector", "coordinates of a unit vector", dtype=f"float16[{self.dims * self.count}]")
         return (vector, Column("tokens", "tokens", None, "int64"), *self.cut_column)

@@ -156,6 +156,17 @@ def test_a_plan_counts_the_stage_and_loads_nothing(data: Path) -> None:
     assert after["influence"] == after["ngrams"] == (200, 200)
 
 
+def test_a_plan_counts_the_warm_up(data: Path, tiny_model: Path) -> None:
+    def planned() -> dict[str, tuple[int, int]]:
+        job = Run(recipe(data, scorers=with_gradients(tiny_model)), data / "run", "sync")
+        return {s.name: (s.rows, s.there) for s in plan(job).stages}
+
+    before = planned()
+    assert before["fit gradients"][1] == 0 < before["fit gradients"][0]
+    run(data, scorers=with_gradients(tiny_model))
+    assert planned()["fit gradients"] == (40, 40) and planned()["gradients"] == (200, 200)
+
+
 # -- what is asked by both ---------------------------------------------------------------------------------------------
 
 
