@@ -100,6 +100,11 @@ class Gradients(EncodedScorer):
             )
         if self.lora is not None and self.trained:
             raise InputError("gradients: lora: is for gradients without a warm-up; write it into warm_up.")
+        if self.warm_up is not None and self.warm_up.seed not in (0, self.seed):
+            raise InputError(
+                f"gradients: seed {self.warm_up.seed} of the warm-up was asked beside seed {self.seed}; one seed is "
+                "for sample, adapter and projection alike: leave the warm-up's out."
+            )
         if self.weights is not None and len(self.weights) != self.count:
             raise InputError(
                 f"gradients: {self.count} checkpoints have {len(self.weights)} weights; one each was asked."

@@ -139,6 +139,7 @@ def test_what_cannot_be_meant(tiny_model: Path, tmp_path: Path) -> None:
         ({"checkpoints": []}, "names no adapter"),
         ({"layers": ["q_proj"]}, "add warm_up: null"),
         ({"lora": Lora()}, "write it into warm_up"),
+        ({"warm_up": WarmUp(seed=3)}, "seed 3 of the warm-up was asked beside seed 0"),
         ({"weights": [1.0]}, "4 checkpoints have 1 weights"),
         ({"sample": "5M tokens"}, "rows or a share of them was asked"),
     ]:
