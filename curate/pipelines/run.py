@@ -280,13 +280,18 @@ class Run:
                 stage = self.name_fitted(stage, index)
                 if not self.store.exists(".curate", "fit", f"{stage.key}.npz"):
                     rows = self.fit_rows(stage, index)
+                    if stage.scorer.resource == "model":  # minutes without a sign of life otherwise
+                        steps = stage.scorer.fit_steps
+                        more = f", in {steps} steps that are each kept" if steps > 1 else ""
+                        progress.say(f"{name}: trains on {rows.size:,} rows, on one worker{more}")
                     line = progress.stage(f"fit {name}", int(rows.size))
                     by_part = {}
                     for part in index.parts:
                         lo, hi = np.searchsorted(rows, [part.start, part.start + part.rows])
                         if hi > lo:
                             by_part[part.name] = (rows[lo:hi] - part.start).tolist()
-                    for _, account in self._map([(f"fit {name}", fit, (self.store, stage, by_part))]):
+                    task: Task = (f"fit {name}", fit, (self.store, stage, by_part))
+                    for _, account in self._map([task], model=stage.scorer.resource == "model"):
                         line.advance(account["rows"])
                     line.finish()
             out[name] = stage
