@@ -158,7 +158,13 @@ def start(recipe: str, run: Path, *args: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "curate.cli", "run", recipe, "--run", str(run), *args]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
 
 
@@ -263,4 +269,4 @@ def test_the_debug_option_shows_the_traceback() -> None:
 
 def test_version_and_list() -> None:
     assert curate("--version").stdout.startswith("curate 0.")
-    assert "scorers: column, donod, grape, hashed-ngrams," in curate("list").stdout
+    assert "scorers: attribution, column, donod, gradients, grape, hashed-ngrams," in curate("list").stdout

@@ -101,6 +101,7 @@ def test_requests_are_few(bucket: str, server: S3Server) -> None:
         return [kind for kind, _ in server.seen]
 
     table = pa.table({"id": ["a"], "messages": [["x"]], "value": [1.0]})
+    store.write_json({}, "opened.json")  # the first request of a connection may be sent twice on a busy machine
     assert cost(lambda: store.write_table(table, "examples", "p.parquet")) == ["PUT"]
     assert cost(lambda: store.read_table("examples", "p.parquet", columns=["id", "messages"])) == ["GET"]
     assert cost(lambda: store.read_table("examples", "p.parquet", columns=["value"])) == ["HEAD", "GET"]
