@@ -118,7 +118,9 @@ def fit(store: Store, stage: Stage, rows: dict[str, list[int]]) -> dict[str, Any
     for step in range(first, steps):
         state = stage.scorer.fit_step(step, sample, state)
         write_state(store, parts[step] if step < steps - 1 else stage.key, state)
-    store.remove_files(".curate/fit", [f"{name}.npz" for name in parts if f"{name}.npz" in store.list(".curate/fit")])
+    if parts:
+        left = set(store.list(".curate/fit"))
+        store.remove_files(".curate/fit", [f"{name}.npz" for name in parts if f"{name}.npz" in left])
     return {"rows": sample.num_rows, "seconds": round(time.perf_counter() - began, 3)}
 
 

@@ -311,9 +311,10 @@ class Gradients(EncodedScorer):
                 "it beside the adapter (Trainer does, as optimizer.pt), or ask for optimizer: sgd."
             )
         paper = self.optimizer == "adam-paper"
-        betas = {} if self.warm_up is None else {"beta1": self.warm_up.beta1, "beta2": self.warm_up.beta2}
+        own = self.warm_up
+        trained_with = {} if own is None else {"beta1": own.beta1, "beta2": own.beta2, "eps": own.eps}
         self._steps[t] = Adam(
-            checkpoint.first, checkpoint.second, inside_root=not paper, steps=checkpoint.steps, **betas
+            checkpoint.first, checkpoint.second, inside_root=not paper, steps=checkpoint.steps, **trained_with
         )
         return self._steps[t]
 
