@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
@@ -34,13 +34,19 @@ class Column:
     higher_is_better: bool | None = None
     """None where neither direction is better in itself (a length, a token count)."""
     dtype: str = "float64"
-    """"float64" or "int64"; "float32[DIM]" or "float16[DIM]" for a feature vector."""
+    """"float64" or "int64"; "string" for a label or evidence; "float32[DIM]", "float16[DIM]" or another kind of number
+    in its place, "uint32[DIM]", for a feature vector."""
 
     @property
     def vector(self) -> tuple[np.dtype[Any], int] | None:
         """Type and length of a feature vector; None for a score."""
         kind, bracket, dim = self.dtype.partition("[")
         return (np.dtype(kind), int(dim[:-1])) if bracket else None
+
+    @property
+    def label(self) -> bool:
+        """Whether it can tell groups of rows: a text or a whole number."""
+        return self.dtype in ("string", "int64")
 
 
 class Parameters:
@@ -92,10 +98,15 @@ class Scorer(Parameters, ABC):
     """"cpu", or "model" for a stage that holds a model (and takes a GPU where there is one)."""
     fit_rows: ClassVar[int] = 0
     """How many examples ``fit`` wants to see; 0 for a scorer that learns nothing."""
-    fits_on: ClassVar[Literal["pool", "targets"]] = "pool"
-    """Whose examples it learns from: the pool's, or those of the recipe's targets."""
+    fits_on: ClassVar[Literal["pool", "targets", "both", "benchmarks"]] = "pool"
+    """Whose examples it learns from: the pool's, those of the recipe's targets, both, or those of its benchmarks.
+
+    Targets and benchmarks tell in "group" which set a row is of (null for a row of the pool); of targets "drawn" says
+    whether a row is one of those that count, as many of each set."""
     of: str | None = None
     """The stage whose vectors it reads, as a column "vector" of the examples."""
+    evidence: ClassVar[str | None] = None
+    """The text column that is told with the reason where a step drops a row by a score of this scorer."""
 
     @property
     @abstractmethod
@@ -243,6 +254,11 @@ def _as_arrow(values: Any, column: Column, *, caller: str) -> pa.Array:
 
     if column.vector is not None:
         return _as_vectors(values, column, *column.vector, caller=caller)
+    if column.dtype == "string":
+        try:
+            return pa.array(_as_list(values), pa.string())
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise StageError(f"{caller}: column {column.name!r} was declared string: {error}") from error
     try:
         array = pa.array(_as_list(values) if isinstance(values, pa.ChunkedArray) else values, from_pandas=True)
         if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
@@ -292,6 +308,10 @@ class Ranking:
     """(n,) True for rows left out only because the order ends where the budget does, where each place in it is work."""
     bound: float | None = None
     """The basis at which the left-out rows were turned away, where there is one such number."""
+    instead: NDArray[np.int64] | None = None
+    """(n,) for a row that the order leaves out, the row that stands for it; -1 for the others."""
+    account: dict[str, Any] | None = None
+    """What there is to tell of the choice as a whole, as JSON: an objective, how many groups were found."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -329,6 +349,10 @@ class Selection:
     strata_names: list[str] = field(default_factory=list)
     no_share: NDArray[np.bool_] | None = None
     """(number of strata,) True where a quota gives the group no share."""
+    instead: NDArray[np.int64] | None = None
+    """(n,) the row that stands for one that was left out as its copy; -1 for the others."""
+    account: dict[str, Any] | None = None
+    """What the selector tells of the choice as a whole."""
 
     @property
     def indices(self) -> NDArray[np.int64]:
@@ -458,6 +482,11 @@ class Selection:
         return self.size
 
 
+Learn = Callable[[int, NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]]
+"""Called with the number of a round (from 0), all rows chosen so far and those of them that are asked about; returns a
+number for each of these: how much more there is to learn from rows like it; NaN where that cannot be told."""
+
+
 @dataclass(frozen=True, eq=False)
 class Inputs:
     """The arrays of one selection, checked: what a selector's hook receives.  They may be read-only."""
@@ -473,6 +502,8 @@ class Inputs:
     """(n,) tokens of each row if the budget is in tokens, else None: what the budget is shared out by."""
     limits: NDArray[np.int64] | None = None
     """(n,) how many rows of its own group each row's group may keep."""
+    learn: Learn | None = None
+    """What a selector of several rounds learns from between them."""
 
 
 class Selector(Parameters, ABC):
@@ -491,6 +522,8 @@ class Selector(Parameters, ABC):
     x_name: ClassVar[str] = "scores"
     """What ``x`` is: "scores" (n,), "features" (n, d) or "nothing" (only its length counts)."""
     needs_groups: ClassVar[bool] = False
+    needs_learner: ClassVar[bool] = False
+    """Whether it works in rounds, between which ``learn`` is called."""
     leaves_out_nan: ClassVar[bool] = False
     """Whether a row of ``x`` that is NaN throughout is left out, with a reason; else it is refused, as any NaN is."""
 
@@ -518,6 +551,7 @@ class Selector(Parameters, ABC):
         cost: NDArray[Any] | None = None,
         quota: Quota | None = None,
         quota_groups: NDArray[Any] | None = None,
+        learn: Learn | None = None,
     ) -> Selection:
         """Choose rows within a budget: order (the selector), balance (the quota), cut (the budget).
 
@@ -531,6 +565,7 @@ class Selector(Parameters, ABC):
         cost : array (n,), tokens of each row, for a budget in tokens.
         quota, quota_groups : shares and the labels (n,) they are over (a source, a task), as an array or an Arrow
             dictionary array; see ``curate.Quota``.
+        learn : called between the rounds of a selector that works in several; see ``Learn``.
 
         Raises
         ------
@@ -543,6 +578,8 @@ class Selector(Parameters, ABC):
         labels, names = _labels(groups, n, "groups", caller=caller)
         if self.needs_groups and labels is None:
             raise InputError(f"{caller}: needs groups=, one label a row.")
+        if self.needs_learner and learn is None:
+            raise InputError(f"{caller}: needs learn=, what is to be learned from between its rounds.")
         if limits is not None:
             limits = _check_numbers(limits, "limits", n, ndim=1, caller=caller).astype(np.int64)
         if quality is not None:
@@ -561,7 +598,16 @@ class Selector(Parameters, ABC):
             shares = quota.weights(quota_names, np.bincount(of, costs, len(quota_names)).astype(np.float64))
 
         limit = None if budget is None or quota is not None else budget.limit(n)
-        inputs = Inputs(n=n, x=numbers, quality=quality, groups=labels, group_names=names, cost=costs, limits=limits)
+        inputs = Inputs(
+            n=n,
+            x=numbers,
+            quality=quality,
+            groups=labels,
+            group_names=names,
+            cost=costs,
+            limits=limits,
+            learn=learn,
+        )
         reach = n if limit is None else limit
         if costs is not None and quota is None:  # one row more than any order can pay for
             assert budget is not None and budget.tokens is not None
@@ -598,6 +644,8 @@ class Selector(Parameters, ABC):
             strata=strata,
             strata_names=strata_names or [],
             no_share=no_share,
+            instead=ranking.instead,
+            account=ranking.account,
         )
 
 

@@ -64,7 +64,8 @@ class Combination(_Strict):
 class QuotaSpec(_Strict):
     """Shares of the groups in what is chosen."""
 
-    by: Literal["source", "group"] = "source"
+    by: str = "source"
+    """What tells the groups: source, group, or a score column of labels ("language.language", "clusters.cluster")."""
     shares: Literal["uniform", "proportional", "tempered"] | dict[str, float] = "uniform"
     temperature: float = 2.0
 
@@ -106,6 +107,8 @@ class _Document(_Strict):
     run: str | None = None
     sources: list[dict[str, Any]] = Field(min_length=1)
     targets: Targets | None = None
+    benchmarks: dict[str, dict[str, Any]] = {}
+    """Name → where the rows of a benchmark are, as a source; see ``contamination``."""
     scorers: dict[str, dict[str, Any]] = {}
     combine: dict[str, Combination] = {}
     select: list[dict[str, Any]] = []
@@ -217,7 +220,9 @@ class Recipe:
         self.run_dir = self._doc.run
         sources = [(("sources", i), spec) for i, spec in enumerate(self._doc.sources)]
         self.sources: list[Source] = [self._source(spec, at) for at, spec in sources]
-        self.targets: dict[str, Source] = self._targets()
+        sets = self._doc.targets.sets if self._doc.targets else {}
+        self.targets: dict[str, Source] = self._named_sources(sets, ("targets", "sets"), "task")
+        self.benchmarks: dict[str, Source] = self._named_sources(self._doc.benchmarks, ("benchmarks",), "benchmark")
         self.scorers: dict[str, Scorer] = self._scorers()
         self._columns()  # names clash early
         self._combinations()
@@ -284,13 +289,12 @@ class Recipe:
             return dataclasses.replace(source, path=self._resolve(source.path))
         return dataclasses.replace(source, path=[self._resolve(p) for p in source.path])
 
-    def _targets(self) -> dict[str, Source]:
+    def _named_sources(self, sets: Mapping[str, dict[str, Any]], place: Place, what: str) -> dict[str, Source]:
         out = {}
-        for task, spec in self._doc.targets.sets.items() if self._doc.targets else ():
-            at: Place = ("targets", "sets", task)
-            if not _NAME.match(task):
-                raise self.error(at, f"task {task!r}: letters, digits, - and _ were asked.")
-            out[task] = self._source(spec, at)
+        for name, spec in sets.items():
+            if not _NAME.match(name):
+                raise self.error((*place, name), f"{what} {name!r}: letters, digits, - and _ were asked.")
+            out[name] = self._source(spec, (*place, name))
         return out
 
     @property
@@ -319,21 +323,27 @@ class Recipe:
         for name, scorer in out.items():
             if scorer.of is not None:
                 self._check_derived(name, scorer.of, out)
+            if scorer.fits_on in ("targets", "both") and not self.targets:
+                raise self.error(
+                    ("scorers", name),
+                    f"{name!r} needs targets; add 'targets: {{sets: {{TASK: {{path: …}}}}}}' to the recipe.",
+                )
+            if scorer.fits_on == "benchmarks" and not self.benchmarks:
+                raise self.error(
+                    ("scorers", name),
+                    f"{name!r} needs benchmarks; add 'benchmarks: {{NAME: {{path: …}}}}' to the recipe.",
+                )
         return out
 
     def _check_derived(self, name: str, of: str, scorers: dict[str, Scorer]) -> None:
-        """Raise unless the stage that a scorer reads is there and makes vectors, and there are targets."""
-        vectors = [n for n, s in scorers.items() if s.of is None and s.columns[0].vector is not None]
+        """Raise unless the stage that a scorer reads is there and makes vectors."""
+        made = {n: s.columns[0].vector for n, s in scorers.items() if s.of is None}
+        vectors = [n for n, vector in made.items() if vector is not None and vector[0].kind == "f"]
         if of not in vectors:
             raise self.error(
                 ("scorers", name, "of"),
                 f"{name!r} reads the vectors of a stage, and {of!r} is none{registry.nearest(of, vectors)} "
                 f"Stages with vectors: {', '.join(vectors) or 'none'}.",
-            )
-        if not self.targets:
-            raise self.error(
-                ("scorers", name),
-                f"{name!r} needs targets; add 'targets: {{sets: {{TASK: {{path: …}}}}}}' to the recipe.",
             )
 
     @cached_property
@@ -393,6 +403,8 @@ class Recipe:
                 spec = scorer.columns[known.index(column)]
                 if spec.vector is not None:
                     raise self.error(at, f"{ref!r} is a feature vector; a score column was asked.")
+                if spec.dtype == "string":
+                    raise self.error(at, f"{ref!r} is a text; a score column was asked.")
                 return f"{stage}.{column}"
             raise self.error(
                 at,
@@ -404,6 +416,20 @@ class Recipe:
             at,
             f"no scorer{' or combination' if combinations else ''} is called "
             f"{stage!r}{registry.nearest(stage, known)} Known: {', '.join(known) or 'none'}.",
+        )
+
+    def label(self, ref: str, at: Place, more: tuple[str, ...]) -> str:
+        """Return the full name of what tells groups of rows: a column of the examples, or a score column of labels."""
+        if ref in more:
+            return ref
+        stage, _, column = ref.partition(".")
+        labels = [f"{n}.{c.name}" for n, s in self.scorers.items() for c in s.columns if c.label]
+        here = [one for one in labels if one == ref or (not column and one.partition(".")[0] == stage)]
+        if here:
+            return here[0]
+        known = [*more, *labels]
+        raise self.error(
+            at, f"{ref!r} tells no groups of rows{registry.nearest(ref, known)} What does: {', '.join(known)}."
         )
 
     def direction(self, ref: str) -> bool | None:
@@ -477,8 +503,10 @@ class Recipe:
         groups = spec.get("groups")
         if groups is None and cls.needs_groups:
             groups = "prompt"
-        if groups not in (None, "prompt", "source", "group"):
-            raise self.error((*at, "groups"), f"groups are prompt, source or group; found {groups!r}.")
+        if groups is not None:
+            groups = self.label(str(groups), (*at, "groups"), ("prompt", "source", "group"))
+        if quota is not None:
+            quota.by = self.label(quota.by, (*at, "quota", "by"), ("source", "group"))
         nulls = spec.get("nulls", "drop")
         if nulls not in ("drop", "stop"):
             raise self.error((*at, "nulls"), f"nulls is drop or stop; found {nulls!r}.")

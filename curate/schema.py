@@ -24,7 +24,11 @@ STEP_FIELDS: dict[str, dict[str, Any]] = {
     "on": {"type": "string", "description": "The score to choose by: STAGE, STAGE.COLUMN or a combination."},
     "features": {"type": "string", "description": "The stage whose vectors the step looks at."},
     "quality": {"type": "string", "description": "The score that weighs rows within a cluster."},
-    "groups": {"enum": ["prompt", "source", "group"], "description": "The groups that the selector itself works by."},
+    "groups": {
+        "type": "string",
+        "description": "The groups that the selector itself works by: prompt, source, group, or a "
+        "score column of labels.",
+    },
     "budget": {
         "anyOf": [{"type": "integer", "minimum": 0}, {"type": "string"}, {"type": "number"}],
         "description": 'How much to keep: rows (5000), a share ("10%"), training tokens ("2M tokens").',
@@ -50,6 +54,8 @@ def recipe_schema() -> dict[str, Any]:
     definitions["Quota"] = _described(quota, QuotaSpec)
     properties = schema["properties"]
     properties["sources"]["items"] = {"$ref": "#/$defs/Source"}
+    properties["benchmarks"]["additionalProperties"] = {"$ref": "#/$defs/Source"}
+    definitions["Targets"]["properties"]["sets"]["additionalProperties"] = {"$ref": "#/$defs/Source"}
     properties["scorers"]["additionalProperties"] = _choice("scorers", {}, definitions)
     steps = {**STEP_FIELDS, "quota": {"$ref": "#/$defs/Quota", "description": "Shares of the groups in what is kept."}}
     properties["select"]["items"] = _choice("selectors", steps, definitions)

@@ -89,6 +89,11 @@ def score(
     examples = pool.examples() if isinstance(pool, Pool) else pool
     out = pa.table({"id": examples.column("id")})
     for name, scorer in named.items():
+        if scorer.fits_on != "pool" or scorer.of is not None:
+            raise InputError(
+                f"{name!r} works on more than the examples (targets, benchmarks, or the vectors of another stage); "
+                "name it in a recipe, or call its fit() and load() yourself."
+            )
         if scorer.fit_rows:
             sample = examples.sort_by("content_key").take(pa.array(scorer.fit_sample(examples.num_rows)))
             scorer.load(scorer.fit(sample.select(list(scorer.reads)).combine_chunks()))

@@ -37,6 +37,7 @@ VERDICT = np.dtype(
     [
         ("copy", "?"),
         ("kept", "?"),
+        ("of", "?"),
         ("step", "<i2"),
         ("reason", "<i4"),
         ("score", "<f8"),
@@ -45,13 +46,13 @@ VERDICT = np.dtype(
         ("order", "<i8"),
     ]
 )
-"""One row's verdict, 36 bytes, as it lies in the file from which the workers write the ledger.
+"""One row's verdict, 37 bytes, as it lies in the file from which the workers write the ledger.
 
 A file, and not an argument of the tasks: a scheduler keeps what it was sent for longer than the task lives."""
 
 
 def lay_out(index: Index, verdicts: Verdicts, part: Part) -> tuple[NDArray[np.void], NDArray[np.int64]]:
-    """Return the verdicts of one part's rows, in the part's order, and what its copies are copies of."""
+    """Return the verdicts of one part's rows, in the part's order, and the rows that stand for its copies ("of")."""
     span = slice(part.start, part.start + part.rows)
     place = index.place[span]
     own = index.place[index.representative[span]]
@@ -60,7 +61,12 @@ def lay_out(index: Index, verdicts: Verdicts, part: Part) -> tuple[NDArray[np.vo
     rows["copy"] = place < 0
     for name in ("kept", "step", "reason", "score", "threshold", "cluster", "order"):
         rows[name] = getattr(verdicts, name)[at]
-    return rows, index.representative[span][place < 0]
+    stand = index.representative[span].copy()
+    if verdicts.instead is not None:
+        near = (place >= 0) & (verdicts.instead[at] >= 0)
+        stand[near] = index.pool[verdicts.instead[at[near]]]
+    rows["of"] = stand != np.arange(part.start, part.start + part.rows)
+    return rows, stand[rows["of"]]
 
 
 def write_part(
@@ -83,7 +89,7 @@ def write_part(
     score_names = np.array([*(s["score"] for s in steps), None], dtype=object)
     reason_words = np.array(reasons, dtype=object)
     duplicate_of = np.full(n, None, dtype=object)
-    duplicate_of[copy] = of_ids
+    duplicate_of[rows["of"]] = of_ids
     nothing = copy | np.isnan(rows["score"])
 
     def numbers(values: NDArray[Any], kind: pa.DataType, missing: NDArray[np.bool_]) -> pa.Array:
@@ -139,9 +145,11 @@ def write_rejected(store: Store, directory: str, group: str) -> dict[str, int]:
     return {"rejected": n}
 
 
-def representative_ids(store: Store, index: Index) -> dict[int, str]:
-    """Return reading-order number → id, for the examples that represent copies."""
+def representative_ids(store: Store, index: Index, verdicts: Verdicts) -> dict[int, str]:
+    """Return reading-order number → id, for the examples that stand for copies."""
     wanted = np.unique(index.representative[index.place < 0])
+    if verdicts.instead is not None:
+        wanted = np.union1d(wanted, index.pool[verdicts.instead[verdicts.instead >= 0]])
     out: dict[int, str] = {}
     cuts = [np.searchsorted(wanted, [p.start, p.start + p.rows]) for p in index.parts]
     held = [(p, wanted[lo:hi]) for p, (lo, hi) in zip(index.parts, cuts, strict=True) if hi > lo]

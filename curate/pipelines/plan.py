@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from curate.exceptions import RunDirectoryError
+from curate.pipelines import fitting
 from curate.pipelines.executor import usable_cores
 from curate.pipelines.index import Index, build_index
 from curate.pipelines.rates import known_rates, rate_key
-from curate.pipelines.targets import read_targets
 from curate.pipelines.worker import Stage, sharing
 
 if TYPE_CHECKING:
@@ -96,19 +96,17 @@ def plan(run: Run) -> Plan:
     ]
     pool = index.n if index else expected
     chars = sum(p.chars for p in index.parts) if index else _chars(groups)
-    targets = read_targets(run.recipe) if run.recipe.targets else None
+    given = fitting.Given.of(run.recipe)
     named: dict[str, Stage] = {}
     groups_of = {stage.name: group for group in sharing(stages.values()) for stage in group}
     for name, stage in stages.items():
         together = [other.scorer for other in groups_of[name]]
         share = len({view for scorer in together for view in scorer.passes}) / len(together)
-        if index is not None and stage.fitted and stage.scorer.fits_on == "pool":
-            stage = run.name_fitted(stage, index)
+        if index is not None:
+            stage = fitting.named(store, stage, named, index, given)
         named[name] = stage
         if stage.fitted and stage.scorer.fits_on == "pool" and stage.scorer.resource == "model":
             rows.append(_warm_up(run, stage, pool, chars, learned=index is not None))
-        if stage.scorer.of is not None and targets is not None:
-            stage = run.name_derived(stage, named, targets)
         marks = run.score_done(stage, index) if index else {}
         done = sum(m["rows"] for m in marks.values())
         left = pool - done

@@ -22,9 +22,8 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,9 +33,10 @@ import numpy as np
 from curate import __version__
 from curate.exceptions import AccountingError, ModelError, RunError, StageError
 from curate.fingerprint import fingerprint
-from curate.pipelines import decide, export, gather, handover, publish
+from curate.pipelines import decide, export, handover, publish
 from curate.pipelines.executor import Executor, Task, executor
 from curate.pipelines.facts import write_card
+from curate.pipelines.fitting import Fitting, Given
 from curate.pipelines.index import Index, build_index
 from curate.pipelines.ingest import Group, group_slices, ingest
 from curate.pipelines.memory import give_back
@@ -44,12 +44,9 @@ from curate.pipelines.progress import Progress
 from curate.pipelines.rates import rate_key, remember_rate
 from curate.pipelines.select import Verdicts, select
 from curate.pipelines.store import Store
-from curate.pipelines.targets import Targets, draw, overlaps, read_targets
-from curate.pipelines.worker import Stage, fit, look, read_state, score, sharing, write_state
+from curate.pipelines.worker import Stage, score, sharing
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from curate.connectors.recognise import Recognised
     from curate.recipe import Recipe
 
@@ -78,7 +75,6 @@ class Run:
         self.store = Store(str(directory) if "://" in str(directory) else str(Path(directory).absolute()))
         self.workers = self.workers or self.recipe.execution.workers
         self._executor: Executor | None = None
-        self._targets: Targets | None = None
         self._checked: set[str] = set()
 
     # -- the whole ---------------------------------------------------------------------------------------------------
@@ -100,7 +96,7 @@ class Run:
             If input rows and decisions do not add up.
         """
         recognised, groups = self._discover()
-        self._targets = read_targets(self.recipe) if self.recipe.targets and until != "read" else None
+        given = Given() if until == "read" else Given.of(self.recipe)
         stages = self._identify()
         progress = Progress(sys.stderr, quiet=self.quiet)
         try:
@@ -118,11 +114,7 @@ class Run:
                 give_back()
                 self._account_reading(accounts, index)
                 if until != "read":
-                    stages = self._fit(stages, index, progress)
-                    for together in sharing(stage for stage in stages.values() if stage.scorer.of is None):
-                        self._score(together, index, progress)
-                    for stage in [stage for stage in stages.values() if stage.scorer.of is not None]:
-                        stages[stage.name] = self._attribute(stage, stages, index, progress)
+                    self._make_scores(stages, index, given, progress)
                 if until == "write":
                     self._write(accounts, index, stages, progress)
                     self._stop_workers()  # what follows takes memory of its own, and needs none of them
@@ -175,7 +167,8 @@ class Run:
     def _identify(self) -> dict[str, Stage]:
         """Name every scoring stage by all that its numbers depend on: finds its model, loads none."""
         stages = {}
-        for name, scorer in self.recipe.scorers.items():
+        scorers = sorted(self.recipe.scorers.items(), key=lambda item: item[1].of is not None)  # what is read first
+        for name, scorer in scorers:
             try:
                 identity = scorer.identity()
             except ModelError as error:
@@ -258,85 +251,20 @@ class Run:
 
     # -- scoring -----------------------------------------------------------------------------------------------------
 
-    def fit_rows(self, stage: Stage, index: Index) -> np.ndarray:
-        """Reading-order numbers of the rows that a stage is fitted on, drawn by their content keys."""
-        return np.sort(index.pool[stage.scorer.fit_sample(index.pool.size)])
-
-    def name_fitted(self, stage: Stage, index: Index) -> Stage:
-        """Add the content of the sample that it is fitted on to a stage's fingerprint."""
-        rows = self.fit_rows(stage, index)
-        digests: list[str] = []
-        for part in index.parts:
-            lo, hi = np.searchsorted(rows, [part.start, part.start + part.rows])
-            if hi > lo:
-                keys = self.store.read_table("examples", part.name, columns=["content_key"]).column(0)
-                digests.extend(k.hex() for k in keys.take(rows[lo:hi] - part.start).to_pylist())
-        return Stage(stage.name, stage.scorer, fingerprint(stage.fingerprint, sorted(digests)), fitted=True)
-
-    def _fit(self, stages: dict[str, Stage], index: Index, progress: Progress) -> dict[str, Stage]:
-        out = {}
-        for name, stage in stages.items():
-            if stage.fitted and stage.scorer.fits_on == "pool":
-                stage = self.name_fitted(stage, index)
-                if not self.store.exists(".curate", "fit", f"{stage.key}.npz"):
-                    rows = self.fit_rows(stage, index)
-                    if stage.scorer.resource == "model":  # minutes without a sign of life otherwise
-                        steps = stage.scorer.fit_steps
-                        more = f", in {steps} steps that are each kept" if steps > 1 else ""
-                        progress.say(f"{name}: trains on {rows.size:,} rows, on one worker{more}")
-                    line = progress.stage(f"fit {name}", int(rows.size))
-                    by_part = {}
-                    for part in index.parts:
-                        lo, hi = np.searchsorted(rows, [part.start, part.start + part.rows])
-                        if hi > lo:
-                            by_part[part.name] = (rows[lo:hi] - part.start).tolist()
-                    task: Task = (f"fit {name}", fit, (self.store, stage, by_part))
-                    for _, account in self._map([task], model=stage.scorer.resource == "model"):
-                        line.advance(account["rows"])
-                    line.finish()
-            out[name] = stage
-        return out
-
-    def name_derived(self, stage: Stage, stages: Mapping[str, Stage], targets: Targets) -> Stage:
-        """Add what it reads to the fingerprint of a stage on another's vectors: that stage, and the targets."""
-        assert stage.scorer.of is not None
-        of = stages[stage.scorer.of]
-        mark = fingerprint(stage.fingerprint, of.key, targets.fingerprint)
-        return Stage(stage.name, stage.scorer, mark, fitted=True, of=of.directory)
-
-    def _attribute(self, stage: Stage, stages: Mapping[str, Stage], index: Index, progress: Progress) -> Stage:
-        """Draw the targets, look at them by the stage whose vectors are read, and hold every row against them."""
-        of = stage.scorer.of
-        assert self._targets is not None and of is not None
-        stage = self.name_derived(stage, stages, self._targets)
-        if not self.store.exists(".curate", "fit", f"{stage.key}.npz"):
-            made = stages[of]
-            scorer = made.scorer.for_targets()
-            identity = fingerprint("targets", made.fingerprint, scorer.identity())
-            aims = Stage(made.name, scorer, identity, fitted=made.fitted, learned=made.key)
-            sample, drawn = draw(self._targets, partial(self._look, aims, progress))
-            state = stage.scorer.fit(sample.select(list(stage.scorer.reads)))
-            self.store.write_table(sample.drop_columns(["vector"]), "targets", f"{stage.key}.parquet")
-            self.store.write_json(drawn, "targets", f"{stage.key}.json")
-            write_state(self.store, stage.key, state)
-        stage.scorer.load(read_state(self.store, stage.key))
-        self._score([stage], index, progress)
-        overlap = overlaps(gather.reasons(self.store, index, stage), self._targets.sets)
-        drawn = self.store.read_json("targets", f"{stage.key}.json")
-        self.manifest["stages"][stage.name]["targets"] = [one | {"overlap": overlap[one["task"]]} for one in drawn]
-        if any(overlap.values()):
-            told = ", ".join(f"{n:,} of {task}" for task, n in overlap.items() if n)
-            progress.say(f"{stage.name}: rows of the pool that ask what a target asks were left out: {told}")
-        return stage
-
-    def _look(self, stage: Stage, progress: Progress, table: pa.Table) -> pa.Table:
-        line = progress.stage(f"{stage.name} of targets", table.num_rows)
-        (found,) = self._map(
-            [(f"{stage.name} of targets", look, (self.store, stage, table))], model=stage.scorer.resource == "model"
-        )
-        line.advance(table.num_rows)
-        line.finish()
-        return found[1]
+    def _make_scores(self, stages: dict[str, Stage], index: Index, given: Given, progress: Progress) -> None:
+        """Fit and score every stage, those on the vectors of others last; put the stages, named, into ``stages``."""
+        fitting = Fitting(self.store, index, given, self._map, progress)
+        alone = [stage for stage in stages.values() if stage.scorer.of is None]
+        for stage in alone:
+            stages[stage.name] = fitting.fit(stage, stages)
+        for together in sharing(stages[stage.name] for stage in alone):
+            self._score(together, index, progress)
+        for stage in [stage for stage in stages.values() if stage.scorer.of is not None]:
+            stages[stage.name] = fitting.fit(stage, stages)
+            self._score([stages[stage.name]], index, progress)
+        for stage in stages.values():
+            if stage.scorer.fits_on in ("targets", "both"):
+                self.manifest["stages"][stage.name]["targets"] = fitting.account(stage)
 
     def score_done(self, stage: Stage, index: Index) -> dict[str, dict[str, Any]]:
         """Return the marks of the parts whose scores are there and fresh."""
@@ -520,7 +448,7 @@ class Run:
     def _ledger(
         self, accounts: dict[str, dict[str, Any]], index: Index, verdicts: Verdicts, aside: str, progress: Progress
     ) -> dict[str, int]:
-        ids = decide.representative_ids(self.store, index)
+        ids = decide.representative_ids(self.store, index, verdicts)
         verdict_file = f"{aside}/verdicts"
         of_ids: list[list[str]] = []
         with self.store.writing(verdict_file) as handle:

@@ -39,6 +39,8 @@ class Verdicts:
     cluster: NDArray[np.int32] = field(init=False)
     order: NDArray[np.int64] = field(init=False)
     """Place in the order of choice, 0 first; -1 for rows that were dropped."""
+    instead: NDArray[np.int64] | None = None
+    """The row that stands for one that was dropped as its copy; -1 for others; None while there is none."""
     reasons: list[str] = field(default_factory=list)
     _codes: dict[str, int] = field(default_factory=dict)
     steps: list[dict[str, Any]] = field(default_factory=list)
@@ -56,7 +58,13 @@ class Verdicts:
 
     def forget_numbers(self) -> None:
         """Give back what only the ledger needed, 26 bytes a row, when it is written down; kept and order stay."""
-        del self.step, self.reason, self.score, self.threshold, self.cluster
+        del self.step, self.reason, self.score, self.threshold, self.cluster, self.instead
+
+    def stand_in(self, rows: NDArray[np.int64], instead: NDArray[np.int64]) -> None:
+        """Note which rows stand for ``rows``."""
+        if self.instead is None:
+            self.instead = np.full(self.n, -1, dtype=np.int64)
+        self.instead[rows] = instead
 
     def code(self, text: str) -> int:
         """Return the number of a reason, giving it one when it is new."""
@@ -144,7 +152,7 @@ def _step(
     vectors = None
     if step.features is not None:
         vectors = gather.features(store, index, stages[step.features])
-        bad = alive[np.isnan(vectors[alive, 0])] if alive.size else alive
+        bad = gather.without_vector(store, index, stages[step.features], vectors, alive)
         if bad.size:
             alive = _without(store, index, recipe, stages, verdicts, number, step, step.features, alive, bad)
     if before and not alive.size:
@@ -162,12 +170,12 @@ def _step(
         quality = quality[alive] if recipe.direction(str(step.quality)) is not False else -quality[alive]
     groups = quota_groups = quota = None
     if step.groups is not None:
-        groups = gather.labels(store, index, {"prompt": "prompt_key"}.get(step.groups, step.groups))[alive]
+        groups = gather.labels(store, index, {"prompt": "prompt_key"}.get(step.groups, step.groups), stages)[alive]
     limits = None
     if selector.limits_from is not None:
-        limits = _rows_in(store, index, step, selector.limits_from)[alive]
+        limits = _rows_in(store, index, step, selector.limits_from, stages)[alive]
     if step.quota is not None:
-        codes, names = gather.label_names(store, index, step.quota.by)
+        codes, names = gather.label_names(store, index, step.quota.by, stages)
         quota_groups = pa.DictionaryArray.from_arrays(codes[alive], names)
         del codes
         quota = Quota(shares=step.quota.shares, temperature=step.quota.temperature)
@@ -207,10 +215,19 @@ def _step(
     named = step.on is not None and chosen.basis_name == "score"
     which, texts = chosen.coded_reasons()
     which = which[~chosen.mask]
-    numbers = np.full(len(texts), -1, dtype=np.int32)
-    for i in np.flatnonzero(np.bincount(which, minlength=len(texts))):
-        numbers[i] = verdicts.code(re.sub(r"\bscore\b", lambda _: str(step.on), texts[i]) if named else texts[i])
-    verdicts.reason[out] = numbers[which]
+    words = [re.sub(r"\bscore\b", lambda _: str(step.on), text) if named else text for text in texts]
+    evidence = _evidence(store, index, stages, step, out)
+    if evidence is None:
+        numbers = np.full(len(texts), -1, dtype=np.int32)
+        for i in np.flatnonzero(np.bincount(which, minlength=len(texts))):
+            numbers[i] = verdicts.code(words[i])
+        verdicts.reason[out] = numbers[which]
+    else:
+        told = (f"{words[i]}: {e}" if e else words[i] for i, e in zip(which.tolist(), evidence, strict=True))
+        verdicts.reason[out] = np.fromiter(map(verdicts.code, told), dtype=np.int32, count=out.size)
+    if chosen.instead is not None:
+        copies = np.flatnonzero(chosen.instead >= 0)
+        verdicts.stand_in(alive[copies], alive[chosen.instead[copies]])
     verdicts.kept[out] = False
     verdicts.order[out] = -1
     verdicts.order[keep] = np.arange(keep.size)
@@ -226,14 +243,25 @@ def _step(
             "budget": None if step.budget is None else str(step.budget),
             "cost": step.cost,
             "tokens": int(columns["cost"][keep].sum()) if "cost" in columns else None,
+            **({"account": chosen.account} if chosen.account is not None else {}),
         }
     )
     return keep
 
 
-def _rows_in(store: Store, index: Index, step: Step, source: str) -> NDArray[np.int64]:
+def _evidence(
+    store: Store, index: Index, stages: dict[str, Stage], step: Step, rows: NDArray[np.int64]
+) -> list[str | None] | None:
+    """Return what the scorer of the step's score can show for some rows, where it has something to show."""
+    stage = stages.get(str(step.on).partition(".")[0])
+    if stage is None or stage.scorer.evidence is None:
+        return None
+    return gather.texts(store, index, stage, stage.scorer.evidence, rows)
+
+
+def _rows_in(store: Store, index: Index, step: Step, source: str, stages: dict[str, Stage]) -> NDArray[np.int64]:
     """Return (n,) how many rows of ``source`` each row's group has in the whole pool, whatever became of them since."""
-    groups = gather.labels(store, index, {"prompt": "prompt_key"}.get(str(step.groups), str(step.groups)))
+    groups = gather.labels(store, index, {"prompt": "prompt_key"}.get(str(step.groups), str(step.groups)), stages)
     codes, names = gather.label_names(store, index, "source")
     if source not in names:
         raise StageError(

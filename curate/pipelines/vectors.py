@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,13 +26,13 @@ from curate.exceptions import InputError, RunError
 if TYPE_CHECKING:
     from curate.pipelines.store import Store
 
-Fill = Callable[[NDArray[np.float32]], None]
+Fill = Callable[[NDArray[Any]], None]
 _HEADER = 128
 """Bytes before the first number of an .npy file of this kind."""
 
 
-def mapped(store: Store, name: str, shape: tuple[int, int], fill: Fill) -> NDArray[np.float32]:
-    """Return a read-only float32 map of ``shape``, made by ``fill`` unless it is there under ``name``.
+def mapped(store: Store, name: str, shape: tuple[int, int], fill: Fill, kind: Any = np.float32) -> NDArray[Any]:
+    """Return a read-only map of ``shape`` and type ``kind``, made by ``fill`` unless it is there under ``name``.
 
     Raises
     ------
@@ -40,20 +40,23 @@ def mapped(store: Store, name: str, shape: tuple[int, int], fill: Fill) -> NDArr
         If this machine has no room for the copy of a remote run's vectors.
     """
     if not shape[0]:
-        return np.empty(shape, dtype=np.float32)
+        return np.empty(shape, dtype=kind)
+    kind = np.dtype(kind)
     if store.local:
         from curate.pipelines.store import explain_write
 
         folder = Path(store.path(".curate", "pool"))
         if not (folder / name).exists():
-            store.remove(".curate", "pool")
+            for other in store.list(".curate/pool"):  # older vectors of the same stage
+                if other.rsplit("-", 2)[0] == name.rsplit("-", 2)[0]:
+                    store.remove(".curate", "pool", other)
             try:
-                _write(folder / name, shape, fill)
+                _write(folder / name, shape, fill, kind)
             except OSError as error:
                 raise explain_write(str(folder / name), error) from error
         return np.load(folder / name, mmap_mode="r")
     kept = _folder() / name
-    size = _HEADER + 4 * shape[0] * shape[1]
+    size = _HEADER + kind.itemsize * shape[0] * shape[1]
     with contextlib.suppress(FileNotFoundError, ValueError):  # not there, removed this moment, or cut short
         out = np.load(kept, mmap_mode="r")
         if out.shape == shape:
@@ -61,7 +64,7 @@ def mapped(store: Store, name: str, shape: tuple[int, int], fill: Fill) -> NDArr
             return out
     _make_room(kept.parent, size)
     try:
-        _write(kept, shape, fill)
+        _write(kept, shape, fill, kind)
         out = np.load(kept, mmap_mode="r")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
@@ -72,19 +75,19 @@ def mapped(store: Store, name: str, shape: tuple[int, int], fill: Fill) -> NDArr
     return out
 
 
-def _write(path: Path, shape: tuple[int, int], fill: Fill) -> None:
+def _write(path: Path, shape: tuple[int, int], fill: Fill, kind: np.dtype[Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = f"{path}.{uuid.uuid4().hex[:12]}.tmp"
     try:
         header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(
-            header, {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
-        )
+        np.lib.format.write_array_header_1_0(header, {"descr": kind.str, "fortran_order": False, "shape": shape})
         with open(aside, "wb") as file:
             file.write(header.getvalue())
             file.flush()
-            os.posix_fallocate(file.fileno(), 0, header.tell() + 4 * shape[0] * shape[1])  # a full disk is told here
-        out = np.memmap(aside, dtype=np.float32, mode="r+", offset=header.tell(), shape=shape)
+            os.posix_fallocate(
+                file.fileno(), 0, header.tell() + kind.itemsize * shape[0] * shape[1]
+            )  # a full disk is told here
+        out = np.memmap(aside, dtype=kind, mode="r+", offset=header.tell(), shape=shape)
         fill(out)
         out.flush()
         del out

@@ -98,16 +98,15 @@ def write_state(store: Store, key: str, state: Mapping[str, NDArray[Any]]) -> No
         np.savez(handle, **state)  # type: ignore[arg-type]
 
 
-def fit(store: Store, stage: Stage, rows: dict[str, list[int]]) -> dict[str, Any]:
+def fit(store: Store, stage: Stage, rows: dict[str, list[int]], more: pa.Table | None = None) -> dict[str, Any]:
     """Fit a scorer on chosen rows (part name → row numbers), in the order of their content keys; keep the state.
+
+    ``more`` are rows that are not the pool's, with "group" and "drawn"; the pool's have null there, and false.
 
     What a step of several has learned is kept until the last one is done: a run that is stopped goes on from there.
     """
     began = time.perf_counter()
-    columns = list(dict.fromkeys(("content_key", *stage.scorer.reads)))
-    tables = [store.read_table("examples", name, columns=columns).take(pa.array(at)) for name, at in rows.items()]
-    sample = pa.concat_tables(tables)
-    sample = sample.sort_by("content_key").select(list(stage.scorer.reads)).combine_chunks()
+    sample = _sample(store, stage, rows, more)
     steps = stage.scorer.fit_steps
     parts = [f"{stage.key}-step-{i + 1}" for i in range(steps - 1)]
     state: dict[str, NDArray[Any]] | None = None
@@ -122,6 +121,29 @@ def fit(store: Store, stage: Stage, rows: dict[str, list[int]]) -> dict[str, Any
         left = set(store.list(".curate/fit"))
         store.remove_files(".curate/fit", [f"{name}.npz" for name in parts if f"{name}.npz" in left])
     return {"rows": sample.num_rows, "seconds": round(time.perf_counter() - began, 3)}
+
+
+def _sample(store: Store, stage: Stage, rows: dict[str, list[int]], more: pa.Table | None) -> pa.Table:
+    reads = list(stage.scorer.reads)
+    columns = list(dict.fromkeys(("content_key", *(c for c in reads if stage.of is None or c != "vector"))))
+    tables = []
+    for name, at in rows.items():
+        table = store.read_table("examples", name, columns=columns)
+        if stage.of is not None:
+            table = table.append_column("vector", _vectors(store, stage.of, name.removesuffix(".parquet")))
+        tables.append(table.take(pa.array(at)))
+    if tables:
+        sample = pa.concat_tables(tables).sort_by("content_key").select(reads)
+        if more is not None:
+            n = sample.num_rows
+            sample = sample.drop_columns([c for c in ("group",) if c in reads])
+            sample = sample.append_column("group", pa.nulls(n, pa.string())).append_column(
+                "drawn", pa.array([False] * n)
+            )
+    if more is not None:
+        more = more.select(list(dict.fromkeys((*reads, "group", "drawn"))))
+        sample = pa.concat_tables([sample.select(more.column_names), more]) if tables else more
+    return sample.combine_chunks()
 
 
 def look(store: Store, stage: Stage, table: pa.Table) -> pa.Table:
@@ -201,7 +223,8 @@ def _write(store: Store, stage: Stage, part: str, ids: pa.ChunkedArray, scored: 
         matrix = flat[: len(vectors) * vectors.type.list_size].reshape(len(vectors), -1)
         missing = np.asarray(vectors.is_null())
         if missing.any():
-            matrix = np.where(missing[:, None], matrix.dtype.type("nan"), matrix)
+            blank = matrix.dtype.type("nan" if matrix.dtype.kind == "f" else 0)
+            matrix = np.where(missing[:, None], blank, matrix)
         with store.writing(*stage.directory.split("/"), f"{part.removesuffix('.parquet')}.npy") as handle:
             np.save(handle, np.ascontiguousarray(matrix), allow_pickle=False)
         scored = scored.remove_column(0)
