@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from curate.base import Scorer
 from curate.pipelines.store import Store
 
 _OPEN: dict[str, Scorer] = {}
-NO_VECTOR = "no vector"
-"""What a scorer says of a row of which the stage that it reads has none; that stage's reason is added."""
 
 
 @dataclass(frozen=True)
@@ -125,13 +124,15 @@ def fit(store: Store, stage: Stage, rows: dict[str, list[int]], more: pa.Table |
 
 def _sample(store: Store, stage: Stage, rows: dict[str, list[int]], more: pa.Table | None) -> pa.Table:
     reads = list(stage.scorer.reads)
-    columns = list(dict.fromkeys(("content_key", *(c for c in reads if stage.of is None or c != "vector"))))
+    takes = stage.scorer.takes
+    columns = list(dict.fromkeys(("id", "content_key", *(c for c in reads if stage.of is None or c != takes))))
     tables = []
     for name, at in rows.items():
-        table = store.read_table("examples", name, columns=columns)
-        if stage.of is not None:
-            table = table.append_column("vector", _vectors(store, stage.of, name.removesuffix(".parquet")))
-        tables.append(table.take(pa.array(at)))
+        table = store.read_table("examples", name, columns=columns).take(pa.array(at))
+        if stage.of is not None:  # which has no rows for copies
+            there = pc.index_in(table.column("id"), store.read_table(stage.of, name, columns=["id"]).column(0))
+            table = table.append_column(takes, _taken(store, stage.of, takes, name).take(there))
+        tables.append(table)
     if tables:
         sample = pa.concat_tables(tables).sort_by("content_key").select(reads)
         if more is not None:
@@ -165,13 +166,13 @@ def score(
         store.append_event({"stage": stage.key, "part": stem, "event": "start", "digest": digest})
     mask = np.unpackbits(np.frombuffer(kept, dtype=np.uint8), count=rows).astype(bool)
     reads = dict.fromkeys(
-        ("id", *(c for stage in stages for c in stage.scorer.reads if stage.of is None or c != "vector"))
+        ("id", *(c for stage in stages for c in stage.scorer.reads if stage.of is None or c != stage.scorer.takes))
     )
     table = store.read_table("examples", part, columns=list(reads))
     if not mask.all():
         table = table.filter(pa.array(mask))
-    for of in {stage.of for stage in stages if stage.of is not None}:
-        table = table.append_column("vector", _vectors(store, of, stem))
+    for of, takes in {(stage.of, stage.scorer.takes) for stage in stages if stage.of is not None}:
+        table = table.append_column(takes, _taken(store, of, takes, part))
     scorers = opened(store, stages)
     loaded = time.perf_counter()
     if len(stages) == 1:
@@ -182,7 +183,9 @@ def score(
     marks = {}
     for stage, scorer, scored in zip(stages, scorers, found, strict=True):
         if stage.of is not None:
-            scored = _with_reasons(scored, store.read_table(stage.of, part, columns=["reason"]).column(0))
+            scored = _with_reasons(
+                f"no {stage.scorer.takes}", scored, store.read_table(stage.of, part, columns=["reason"]).column(0)
+            )
         _write(store, stage, part, table.column("id"), scored)
         marks[stage.name] = {
             "digest": digest,
@@ -200,6 +203,13 @@ def score(
     return marks
 
 
+def _taken(store: Store, directory: str, takes: str, part: str) -> pa.Array | pa.ChunkedArray:
+    """Return what a stage reads of another one's results for one part."""
+    if takes == "vector":
+        return _vectors(store, directory, part.removesuffix(".parquet"))
+    return store.read_table(directory, part, columns=[takes]).column(0)
+
+
 def _vectors(store: Store, directory: str, stem: str) -> pa.Array:
     """Return the vectors of one part that another stage made; null where a row has none."""
     matrix = np.load(io.BytesIO(store.read_bytes(directory, f"{stem}.npy")), allow_pickle=False)
@@ -207,10 +217,10 @@ def _vectors(store: Store, directory: str, stem: str) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1], mask=pa.array(missing))
 
 
-def _with_reasons(scored: pa.Table, others: pa.ChunkedArray) -> pa.Table:
-    """Return the scores of a stage that reads another's vectors, with that one's reasons where it gave no vector."""
+def _with_reasons(none: str, scored: pa.Table, others: pa.ChunkedArray) -> pa.Table:
+    """Return the scores of a stage that reads another, with that one's reasons behind its own word for having none."""
     pairs = zip(scored.column("reason").to_pylist(), others.to_pylist(), strict=True)
-    told = [f"{own}: {other}" if own == NO_VECTOR and other else own for own, other in pairs]
+    told = [f"{own}: {other}" if own == none and other else own for own, other in pairs]
     at = scored.column_names.index("reason")
     return scored.set_column(at, "reason", pa.array(told, pa.string()))
 
@@ -236,7 +246,5 @@ def _write(store: Store, stage: Stage, part: str, ids: pa.ChunkedArray, scored: 
 
 def _tokens(scorer: Scorer, scored: pa.Table) -> int | None:
     """Tokens scored, for the progress line: the sum of the scorer's last column that counts tokens."""
-    import pyarrow.compute as pc
-
     names = [c.name for c in scorer.columns if c.unit == "tokens"]
     return int(pc.sum(scored.column(names[-1])).as_py() or 0) if names else None

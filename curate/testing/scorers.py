@@ -106,7 +106,7 @@ def _check_declaration(scorer: Scorer) -> None:
     )
     assert isinstance(scorer.version, int) and scorer.version >= 1, f"version {scorer.version!r} is not a number from 1"
     assert scorer.resource in ("cpu", "model"), f"resource {scorer.resource!r} is neither 'cpu' nor 'model'"
-    there = [*EXAMPLE_SCHEMA.names, *(["vector"] if scorer.of is not None else [])]
+    there = [*EXAMPLE_SCHEMA.names, *([scorer.takes] if scorer.of is not None else [])]
     unknown = [column for column in scorer.reads if column not in there]
     assert scorer.reads and not unknown, f"reads {scorer.reads}: {unknown} are no columns of the example schema"
     unknown = [name for name in scorer.neutral if name not in scorer.params()]

@@ -92,8 +92,13 @@ def check_selector(selector: Selector, *, seed: int = 0) -> None:
 
 
 def _choose(selector: Selector, pool: Pool, k: Any, **more: Any) -> Selection:
-    given: dict[str, Any] = {"quality": pool.quality, "groups": pool.groups, "cost": pool.cost, **more}
-    return selector.select(pool.x(selector), k, **given)
+    return selector.select(pool.x(selector), k, **{**_given(selector, pool), **more})
+
+
+def _given(selector: Selector, pool: Pool) -> dict[str, Any]:
+    """Return what a selector may look at besides ``x``."""
+    learn = {"learn": lambda number, chosen, asked: pool.scores[asked]} if selector.needs_learner else {}
+    return {"quality": pool.quality, "groups": pool.groups, "cost": pool.cost, **learn}
 
 
 def _same(a: Selection, b: Selection, law: str) -> None:
@@ -202,12 +207,20 @@ def _account(everything: Selection, pool: Pool) -> None:
     assert reasons.shape == (pool.n,) and all((r is None) == c for r, c in zip(reasons, chosen, strict=True)), (
         f"{pool.what} pool: a dropped row without a reason, or a chosen row with one: {reasons}."
     )
+    if everything.instead is not None:
+        copies = np.flatnonzero(everything.instead >= 0)
+        assert everything.instead.shape == (pool.n,) and everything.excluded[copies].all(), (
+            f"{pool.what} pool: a row stands for one that was not left out."
+        )
+        stand = everything.instead[copies]
+        assert not everything.excluded[stand].any(), f"{pool.what} pool: a row that was left out stands for another."
+    json.dumps(everything.account)  # goes into the manifest
 
 
 def _refusals(selector: Selector, pool: Pool) -> None:
     def refuses(what: str, x: Any, k: Any = None, **more: Any) -> None:
         try:
-            selector.select(x, k, **{"quality": pool.quality, "groups": pool.groups, "cost": pool.cost, **more})
+            selector.select(x, k, **{**_given(selector, pool), **more})
         except InputError:
             return
         raise AssertionError(f"{what}: InputError was expected, nothing was raised.")
@@ -229,6 +242,8 @@ def _refusals(selector: Selector, pool: Pool) -> None:
         refuses("another number of dimensions", x[None])
     if selector.needs_groups:
         refuses("no groups", x, groups=None)
+    if selector.needs_learner:
+        refuses("nothing to learn from", x, learn=None)
     if selector.leaves_out_nan:
         _leaves_out_nan(selector, pool)
 
