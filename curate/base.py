@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 import numpy as np
 from numpy.typing import NDArray
 
-from curate.budget import Budget, Quota, afford, cut, interleave
+from curate.budget import Budget, Quota, afford, balance, cut
 from curate.exceptions import InputError, StageError
 
 if TYPE_CHECKING:
@@ -104,7 +104,9 @@ class Scorer(Parameters, ABC):
     Targets and benchmarks tell in "group" which set a row is of (null for a row of the pool); of targets "drawn" says
     whether a row is one of those that count, as many of each set."""
     of: str | None = None
-    """The stage whose vectors it reads, as a column "vector" of the examples."""
+    """The stage whose vectors it reads, as a column "vector" of the examples; or whose column ``takes`` it reads."""
+    takes: ClassVar[str] = "vector"
+    """What it reads of that stage: "vector", or a column of it, which is then one more column of the examples."""
     evidence: ClassVar[str | None] = None
     """The text column that is told with the reason where a step drops a row by a score of this scorer."""
 
@@ -595,7 +597,9 @@ class Selector(Parameters, ABC):
         if quota is not None:
             if of is None:
                 raise InputError(f"{caller}: a quota needs quota_groups=, one label a row.")
-            shares = quota.weights(quota_names, np.bincount(of, costs, len(quota_names)).astype(np.float64))
+            held = np.bincount(of, costs, len(quota_names)).astype(np.float64)
+            shares = quota.weights(quota_names, held)
+            quota.amounts(quota_names, shares, held, budget, n, caller=caller)  # what can never be met is found early
 
         limit = None if budget is None or quota is not None else budget.limit(n)
         inputs = Inputs(
@@ -616,14 +620,19 @@ class Selector(Parameters, ABC):
 
         order = np.ascontiguousarray(ranking.order, dtype=np.int64)
         strata = strata_names = no_share = None
-        if shares is not None:
+        account = ranking.account
+        if quota is not None and shares is not None:
             assert of is not None
-            order = order[interleave(of[order], shares, None if costs is None else costs[order])]
-            strata, strata_names, no_share = of, [f"group {name!r}" for name in quota_names], shares == 0
-        elif ranking.labels is not None:
+            shared = balance(quota, order, of, quota_names, shares, budget, costs, caller=caller)
+            order, kept = shared.order, shared.size
+            strata, strata_names, no_share = of, shared.names, shared.no_share
+            if shared.account is not None:
+                account = (account or {}) | {"quota": shared.account}
+        else:
+            kept = order.size if budget is None else cut(order, budget, n, costs, caller=caller)
+        if shares is None and ranking.labels is not None:
             values, strata = np.unique(ranking.labels, return_inverse=True)
             strata_names = [f"cluster {value}" for value in values]
-        kept = order.size if budget is None else cut(order, budget, n, costs, caller=caller)
         excluded = np.zeros(n, dtype=bool)
         if self.nested or reach == n:  # else the order ends where the budget does, and says nothing of other rows
             excluded[:] = True if ranking.beyond is None else ~ranking.beyond
@@ -645,7 +654,7 @@ class Selector(Parameters, ABC):
             strata_names=strata_names or [],
             no_share=no_share,
             instead=ranking.instead,
-            account=ranking.account,
+            account=account,
         )
 
 

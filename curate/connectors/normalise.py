@@ -88,6 +88,9 @@ class Normaliser:
 
     ``drop_nulls`` says that nested objects come from Arrow, which fills the keys that an object lacks with nulls: these
     are taken out of tools and tool calls again, so that Parquet and JSON give the same example.
+
+    Where answers are not asked for (``Recognised.unanswered``), a conversation may also end with the user's turn, user
+    turns may follow one another, and a blank answer at the end counts as none.
     """
 
     def __init__(self, source: Source, recognised: Recognised, *, drop_nulls: bool = False) -> None:
@@ -97,6 +100,7 @@ class Normaliser:
         self.columns = columns
         self.many = "responses" in columns
         self.answered = "response" in columns or "chosen" in columns
+        self.unanswered = recognised.unanswered
 
     def parts(self, row: Mapping[str, Any]) -> list[tuple[int, Any]]:
         """Return (part, response) for each response of a row; (-1, None) for a row that holds one.
@@ -129,6 +133,8 @@ class Normaliser:
             return self._preferred(row)
         if self.answered:
             return self._with(row, row.get(self._column("response")))
+        if "messages" not in self.columns:  # prompts, and no answers to them
+            return self._finish(self._context(row), row)
         turns = self.turns(row.get(self._column("messages")), self._column("messages"))
         return self._finish(self._system(row, turns) + turns, row)
 
@@ -143,6 +149,8 @@ class Normaliser:
         """Return the row's context followed by one response."""
         turns = self._context(row)
         if response is None:
+            if self.unanswered:
+                return self._finish(turns, row)
             raise RejectedError("no-response", "the response is missing")
         if isinstance(response, str):
             turns.append({"role": "assistant", "content": response})
@@ -158,6 +166,8 @@ class Normaliser:
             return [row.get(c) for c in column]
         value = parsed(row.get(column), column)
         if value is None or value == []:
+            if self.unanswered:
+                return [None]
             raise RejectedError("no-response", f"{column}: no response")
         if not isinstance(value, list):
             raise RejectedError("wrong-type", f"{column}: a list of responses was asked, {kind(value)} was found")
@@ -324,7 +334,9 @@ class Normaliser:
     # -- the whole conversation ----------------------------------------------------------------------------------------
 
     def _finish(self, turns: Messages, row: Mapping[str, Any]) -> tuple[Messages, str | None]:
-        check(turns, self.max_chars)
+        if self.unanswered and turns and turns[-1]["role"] == "assistant" and _says_nothing(turns[-1]):
+            turns = turns[:-1]
+        check(turns, self.max_chars, unanswered=self.unanswered)
         tools = None
         column = self.columns.get("tools")
         if isinstance(column, str) and row.get(column) is not None:
@@ -357,8 +369,8 @@ class Normaliser:
         return _valid(_dump(_without_nulls(value) if self.drop_nulls and spelt is None else value), column)
 
 
-def check(turns: Messages, max_chars: float) -> None:
-    """Raise ``RejectedError`` unless the turns are a conversation that can be trained on."""
+def check(turns: Messages, max_chars: float, *, unanswered: bool = False) -> None:
+    """Raise ``RejectedError`` unless the turns are a conversation that can be trained on, or one that asks something."""
     if not turns:
         raise RejectedError("no-response", "no turns")
     before = ""
@@ -367,14 +379,14 @@ def check(turns: Messages, max_chars: float) -> None:
     for i, turn in enumerate(turns):
         role, content = turn["role"], turn["content"]
         if role == "user":
-            if before in ("user", "tool"):
+            if before == "tool" or (before == "user" and not unanswered):
                 raise RejectedError("role-order", f"turn {i}: user after {before}")
             if not content or content.isspace():
                 raise RejectedError("empty-prompt", f"turn {i}: user: nothing but white space")
         elif role == "assistant":
             if before not in ("user", "tool"):
                 raise RejectedError("role-order", f"turn {i}: assistant {'after ' + before if before else 'first'}")
-            if (not content or content.isspace()) and not turn.get("tool_calls"):
+            if _says_nothing(turn):
                 raise RejectedError("empty-response", f"turn {i}: assistant: nothing but white space")
             trained = trained or turn.get("train") is not False
         elif role == "tool":
@@ -389,12 +401,16 @@ def check(turns: Messages, max_chars: float) -> None:
             for field in ("name", "tool_calls", "tool_call_id", "thinking"):
                 if turn.get(field):
                     _check_text(turn[field], i, field)
-    if before != "assistant":
+    if before != "assistant" and not (unanswered and before in ("user", "tool")):
         raise RejectedError("no-response", f"the last turn is {before}")
-    if not trained:
+    if not trained and not unanswered:
         raise RejectedError("no-response", "no assistant turn may be trained on")
     if chars > max_chars:
         raise RejectedError("too-long", f"{chars:,} characters; max_chars is {max_chars:,}")
+
+
+def _says_nothing(turn: Mapping[str, Any]) -> bool:
+    return (not turn["content"] or turn["content"].isspace()) and not turn.get("tool_calls")
 
 
 def kind(value: Any) -> str:

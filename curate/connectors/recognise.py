@@ -82,6 +82,8 @@ class Recognised:
     files: dict[str, int] = field(default_factory=dict)
     """File → rows looked at."""
     notes: tuple[str, ...] = ()
+    unanswered: bool = False
+    """Whether rows that ask something count without an answer, as those of benchmarks do."""
 
     def identity(self) -> dict[str, Any]:
         """Return what the examples depend on, as JSON."""
@@ -174,12 +176,15 @@ class _File:
         return text + (f" and {len(self.columns) - 24} more" if len(self.columns) > 24 else "")
 
 
-def recognise(slices: list[Slice], source: Source, *, sample: int = SAMPLE_ROWS) -> Recognised:
+def recognise(
+    slices: list[Slice], source: Source, *, unanswered: bool = False, sample: int = SAMPLE_ROWS
+) -> Recognised:
     """Return what the rows of one source mean, from the first ``sample`` rows of each of its files.
 
     Parameters
     ----------
     slices : the slices of this source, as ``discover`` returns them.
+    unanswered : take prompts without answers too; such rows are no examples to train on.
 
     Raises
     ------
@@ -198,9 +203,9 @@ def recognise(slices: list[Slice], source: Source, *, sample: int = SAMPLE_ROWS)
                 f"{dead.first_error}. Check that the file is what its name says, or say what it is, for example: "
                 f"format: csv"
             )
-        return Recognised("nothing", {}, name=source.name, files={f.url: 0 for f in files})
+        return Recognised("nothing", {}, name=source.name, files={f.url: 0 for f in files}, unanswered=unanswered)
     _check_declared(full, source)
-    readings = [_reading(f, source) for f in full]
+    readings = [_reading(f, source, unanswered) for f in full]
     _check_same(full, readings)
     schema, columns = readings[0]
     for _, others in readings[1:]:
@@ -226,6 +231,7 @@ def recognise(slices: list[Slice], source: Source, *, sample: int = SAMPLE_ROWS)
         extra=tuple(c for c in seen if c not in used),
         files={f.url: f.rows for f in files},
         notes=tuple(notes),
+        unanswered=unanswered,
     )
 
 
@@ -262,10 +268,10 @@ def damaged(piece: Slice, error: UnreadableError) -> SourceError:
 # -- one file ----------------------------------------------------------------------------------------------------------
 
 
-def _reading(file: _File, source: Source) -> Reading:
+def _reading(file: _File, source: Source, unanswered: bool) -> Reading:
     """Return the schema and the columns of one file."""
     declared = source.mapping
-    found = _readings(file, declared)
+    found = _readings(file, declared, unanswered)
     wanted = source.schema
     if wanted != "auto":
         exact = [r for r in found if r[0] == wanted]
@@ -292,7 +298,7 @@ def _reading(file: _File, source: Source) -> Reading:
 _ALIKE = ({"messages", "sharegpt"}, {"alpaca", "prompt-completion"})
 
 
-def _readings(file: _File, declared: Mapping_) -> list[Reading]:
+def _readings(file: _File, declared: Mapping_, unanswered: bool) -> list[Reading]:
     """Return every way in which the columns can be read."""
     contexts = _contexts(file, declared)
     answers = _answers(file, declared)
@@ -317,6 +323,8 @@ def _readings(file: _File, declared: Mapping_) -> list[Reading]:
             out.append((_schema_of(reading, optional), reading))
     if not contexts:  # pairs that hold their own prompt
         out += [("preference", {role: c}) for role, c in answers if role == "chosen" and file.filled(c, list)]
+    if unanswered and not out:
+        out = [(_schema_of(context, optional), context) for context in contexts]
     history = optional.pop("history", None)
     for _, columns in out:
         columns |= optional

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
@@ -94,6 +94,8 @@ class Generation:
     tokens: int
     finished: bool
     """False where it was cut at ``max_tokens`` or at the context."""
+    ids: NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
+    """(tokens,) what was generated, with the token that ended it; None where the backend tells the text alone."""
 
 
 class CausalLM(ABC):

@@ -109,7 +109,7 @@ class Writer:
         written = self._decode(text.ids[:-1] if text.ended == "token" else text.ids)
         if text.ended == "stop":
             written = written[: min(at for at in map(written.find, sampling.stop) if at >= 0)]
-        return Generation(written, len(text.ids), bool(text.ended))
+        return Generation(written, len(text.ids), bool(text.ended), np.array(text.ids, dtype=np.int64))
 
     def _each(self, texts: Sequence[Text]) -> torch.Tensor:
         import torch

@@ -66,7 +66,7 @@ def check(model: str, backend: Backend, *, caller: str) -> None:
     """
     chosen = spec(backend)
     if isinstance(chosen, VLLM):
-        from curate.models.vllm_lm import check_engine
+        from curate.models.vllm_engine import check_engine
 
         check_engine(chosen, caller=caller)
     elif isinstance(chosen, HTTP):

@@ -153,6 +153,19 @@ def put(adapted: Any, weights: Weights, *, what: str = "the adapter") -> None:
             parameter.copy_(torch.from_numpy(np.array(weights[name], dtype=np.float32)))
 
 
+def merged(model: Any, checkpoint: Checkpoint, *, name: str) -> Any:
+    """Return the model with an adapter added to its weights, W + α/r · B A in the type of W; ``name`` is for errors.
+
+    Raises
+    ------
+    ModelError
+        If the model has no such layers, or the adapter is of others.
+    """
+    adapted = attach(model, checkpoint.lora, name=name)
+    put(adapted, checkpoint.weights)
+    return adapted.merge_and_unload()
+
+
 def take(adapted: Any) -> dict[str, NDArray[np.float32]]:
     """Return a copy of the adapter's weights, float32."""
     return {name: p.detach().float().cpu().numpy().copy() for name, p in parameters(adapted).items()}

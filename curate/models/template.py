@@ -200,6 +200,35 @@ class Encoder:
             raise TemplateRefusal("tools or tool_calls are not JSON") from error
         return self._templates[bool(schemas)].render(turns, schemas or None, wanted)
 
+    def opened(self, messages: Messages, *, direct: bool = False) -> str:
+        """Return the text of a conversation up to where the model's next turn begins.
+
+        With ``direct`` an answer follows at once, as in a finished turn, without the thinking that some generation
+        prompts leave open.
+
+        Raises
+        ------
+        TemplateRefusal
+        """
+        return self._templates[False].opened(chat(messages), direct)
+
+    @property
+    def bos(self) -> int:
+        """Number of tokens that ``tokens`` puts before a text: 1 or 0."""
+        return len(self._bos)
+
+    @property
+    def end_of_turn(self) -> str:
+        """What the template writes after the text of an assistant turn; "" where it cannot be told."""
+        return self._templates[False].end_of_turn
+
+    def tokens(self, texts: Sequence[str]) -> list[tuple[NDArray[np.int32], list[Span]]]:
+        """Return the ids (T,) of rendered texts, BOS included, and the characters of each token but the BOS."""
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        return [(np.array(self._bos + e.ids, dtype=np.int32), e.offsets) for e in encodings]
+
     def _refuse_special(self, messages: Messages, tools: str | None) -> None:
         """Refuse a row whose own text spells a special token: the tokenizer would end or begin a turn there."""
         for i, message in enumerate(messages):
@@ -276,6 +305,13 @@ class _Plain:
     def __init__(self, eos: str) -> None:
         self._eos = eos
 
+    @property
+    def end_of_turn(self) -> str:
+        return self._eos
+
+    def opened(self, turns: Messages, direct: bool) -> str:
+        return self.render(turns, None, ())[0] + "\nAnswer: "
+
     def render(self, turns: Messages, tools: list[Any] | None, wanted: Sequence[int]) -> tuple[str, list[Span]]:
         pieces: list[str] = [f"Tools: {json.dumps(tools, ensure_ascii=False)}\n"] if tools else []
         spans: list[Span] = []
@@ -334,6 +370,15 @@ class _Chat:
         except TemplateRefusal:
             return True  # a template that does arithmetic on a mapping
         return r"{\"probe\": 1}" in text
+
+    @property
+    def end_of_turn(self) -> str:
+        return self._end_of_turn
+
+    def opened(self, turns: Messages, direct: bool) -> str:
+        if direct and self.header:
+            return self._template.render(turns)[0] + self.header
+        return self._template.render(turns, add_generation_prompt=True)[0]
 
     def render(self, turns: Messages, tools: list[Any] | None, wanted: Sequence[int]) -> tuple[str, list[Span]]:
         for turn in turns:

@@ -37,6 +37,7 @@ from curate.models.compiled import compile_layers
 from curate.models.generation import Text, Writer, end_tokens
 from curate.models.head import Head, head_is_known
 from curate.models.last_mlp import last_mlp
+from curate.models.lora import Checkpoint, merged
 from curate.models.prefix import EXPANSION, Group, Prefixes, batches, groups, shares_prefixes
 from curate.models.rows import check_prompt, check_row
 from curate.models.template import load_tokenizer
@@ -71,6 +72,7 @@ class TransformersLM(CausalLM):
     compiled : let torch.compile fuse the element-wise steps of the layers; see ``curate.models.compiled``.  Rows then
         share no beginnings.
     share : compute what several rows begin with once, where the model can.
+    adapter : added to the weights.
 
     Raises
     ------
@@ -87,10 +89,12 @@ class TransformersLM(CausalLM):
         batch_tokens: int | None = None,
         compiled: bool = False,
         share: bool = True,
+        adapter: Checkpoint | None = None,
     ) -> None:
         torch = require("torch", extra="lm", for_=f"the model {model!r}")
         self.device = find_device(torch, device)
-        self._model = load_weights(model, dtype).to(self.device).eval()
+        loaded = load_weights(model, dtype).to(self.device)
+        self._model = (loaded if adapter is None else merged(loaded, adapter, name=model)).eval()
         config = self._model.config.get_text_config()
         self.context = getattr(config, "max_position_embeddings", None)
         self.vocab_size = self._model.get_input_embeddings().num_embeddings

@@ -77,12 +77,13 @@ class Engine:
         self._by_ids = "prompt_logprob_token_ids" in self._known and not cpu
         self._asked: dict[str, dict] = {}
         config = llm.llm_engine.model_config
+        room = 0 if options.get("runner") == "pooling" else 1  # a generating engine wants room for a token it writes
         self.facts = {
             "version": vllm.__version__,
             "device": "cpu" if cpu else current_platform.device_type,
             "dtype": str(config.dtype).removeprefix("torch."),
             "vocab_size": config.get_vocab_size(),
-            "context": config.max_model_len - 1,  # one more than was asked: the engine wants room for a token it writes
+            "context": config.max_model_len - room,  # one more than was asked, where one is written
             "options": "logprob_token_ids" in self._known,
         }
 
@@ -108,7 +109,9 @@ class Engine:
             return None
 
     def _params(self, message: dict) -> Any:
-        """Return the sampling parameters of a request."""
+        """Return the sampling parameters of a request; those of pooling for an embedding."""
+        if message["do"] == "embed":
+            return self._vllm.PoolingParams(task="embed")
         plain = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}
         if message["do"] == "score":
             first, ids = message["first"], message["ids"]
@@ -135,6 +138,8 @@ class Engine:
         return answers
 
     def _answer(self, message: dict, output: Any) -> dict:
+        if message["do"] == "embed":
+            return {"vector": output.outputs.data.float().tolist()}
         if message["do"] == "score":
             if self._by_ids:
                 return {"logprobs": output.prompt_token_id_logprobs[:, 0].tolist()}

@@ -42,8 +42,8 @@ def find_device(torch: Any, device: str) -> str:
     return device
 
 
-def load_weights(model: str, dtype: DType) -> Any:
-    """Load the weights, whole or not at all."""
+def load_weights(model: str, dtype: DType, *, kind: str = "AutoModelForCausalLM") -> Any:
+    """Load the weights, whole or not at all; ``kind`` is the class of Transformers that looks for them."""
     transformers = require("transformers", extra="lm", for_=f"the model {model!r}")
     import torch
 
@@ -52,7 +52,7 @@ def load_weights(model: str, dtype: DType) -> Any:
     bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
-        loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
+        loaded, info = getattr(transformers, kind).from_pretrained(
             source.name,
             **source.arguments,
             **{keyword: "auto" if dtype == "auto" else getattr(torch, dtype)},

@@ -89,4 +89,40 @@ def topsis(x: Matrix, weights: Vector) -> Vector:
     return np.where(total > 0, to_worst / np.where(total > 0, total, 1), 0.5)
 
 
-METHODS = {"rank": rank, "zscore": zscore, "minmax": minmax, "topsis": topsis}
+def product(x: Matrix, weights: Vector) -> Vector:
+    """Weighted geometric mean Π_j x_ij^w_j of numbers of at least 0: with equal weights, the order of the product.
+
+    Of whole numbers with equal weights equal products come out equal: powers are taken after multiplying.
+    """
+    if not len(x):
+        return np.zeros(0)
+    exponent = np.frexp(x.max(axis=0))[1]  # powers of two are taken out, which rounds nothing, against overflow
+    highest = weights.max()
+    inner = np.prod(np.ldexp(x, -exponent) ** (weights / highest), axis=1) ** highest
+    return inner * 2.0 ** float(weights @ exponent)
+
+
+def mean(x: Matrix, weights: Vector) -> Vector:
+    """Weighted mean of the numbers as they are: Σ_j w_j x_ij.  For columns of one unit, such as shares in [0, 1]."""
+    total = np.zeros(len(x))
+    for column, weight in zip(x.T, weights, strict=True):  # in one order whatever the rows beside: each row to the bit
+        total += weight * column
+    return total
+
+
+def mean_of_present(x: Matrix, weights: Vector) -> Vector:
+    """Weighted mean over the numbers that a row has, its weights brought to sum to 1; NaN for a row without any.
+
+    x may hold NaN where a number is missing.  A row that has all of them gets what ``mean`` gives, to the last bit.
+    """
+    there = ~np.isnan(x)
+    whole = there.all(axis=1)
+    share = there @ weights
+    out = np.full(len(x), np.nan)
+    out[whole] = mean(x[whole], weights)
+    part = ~whole & (share > 0)
+    out[part] = mean(np.where(there[part], x[part], 0.0), weights) / share[part]
+    return out
+
+
+METHODS = {"rank": rank, "zscore": zscore, "minmax": minmax, "topsis": topsis, "product": product, "mean": mean}

@@ -88,7 +88,7 @@ def kmeans(
     if n > limit:
         train = _take(x, np.sort(rng_for(seed, "kmeans", "rows").choice(n, limit, replace=False)))
     # Distances are computed as ‖c‖² - 2x·c, which loses its digits far from the origin: move the mean there.
-    shift = _mean(train)
+    shift = column_means(train)
     with Blocks(threads) as blocks:
         best: tuple[float, NDArray[np.float32], list[float]] | None = None
         for restart in range(restarts):
@@ -215,7 +215,7 @@ def silhouette(
     """
     if not rows.size:
         return [0.0] * len(labelings)
-    shift = _mean(x)
+    shift = column_means(x)
     all_rows = (_take(x, np.arange(len(x))) - shift).astype(np.float64)
     norms = np.einsum("nd,nd->n", all_rows, all_rows)
     sizes = [np.bincount(labels) for labels in labelings]
@@ -248,7 +248,8 @@ def _read(x: NDArray[Any], start: int, shift: NDArray[np.float32]) -> NDArray[np
     return np.asarray(x[start : start + BLOCK], dtype=np.float32) - shift
 
 
-def _mean(x: NDArray[Any]) -> NDArray[np.float32]:
+def column_means(x: NDArray[Any]) -> NDArray[np.float32]:
+    """Return the mean of the rows, (d,), summed in float64 block by block; zeros where there are none."""
     total = np.zeros(x.shape[1])
     for start in range(0, len(x), BLOCK):
         total += np.asarray(x[start : start + BLOCK]).sum(axis=0, dtype=np.float64)

@@ -88,7 +88,7 @@ class FinishedRun:
 
     @cached_property
     def columns(self) -> dict[str, ScoreColumn]:
-        """``stage.column`` → what it is, for every score column; feature vectors are none."""
+        """``stage.column`` → what it is, for every score column; feature vectors and texts are none."""
         out = {}
         for stage, directory in self.stages.items():
             if directory.startswith("scores/"):
@@ -101,7 +101,7 @@ class FinishedRun:
 
     def _schema(self, directory: str) -> list[str]:
         table = self.store.read_table(*directory.split("/"), self.index.parts[0].name)
-        return [f.name for f in table.schema if f.name not in ("id", "reason")]
+        return [f.name for f in table.schema if f.name not in ("id", "reason") and not pa.types.is_string(f.type)]
 
     def values(self, column: str) -> NDArray[np.float64]:
         """Return a score column of the pool in reading order, float64 (n,); NaN where a row was not scored."""

@@ -132,6 +132,11 @@ def plan(run: Run) -> Plan:
         + (f", budget {s.budget}" if s.budget else "")
         + (f" by {s.cost}" if s.cost else "")
         + (f", quota by {s.quota.by}" if s.quota else "")
+        + (
+            f", in {s.selector.params()['rounds']} rounds, with {s.learner.model} trained after each but the last"
+            if s.learner
+            else ""
+        )
         for s in run.recipe.steps
     ]
     files = len({p.url for g in groups for p in g.slices})

@@ -24,11 +24,13 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from curate import __version__
 from curate.exceptions import AccountingError, ModelError, RunError, StageError
@@ -42,13 +44,14 @@ from curate.pipelines.ingest import Group, group_slices, ingest
 from curate.pipelines.memory import give_back
 from curate.pipelines.progress import Progress
 from curate.pipelines.rates import rate_key, remember_rate
+from curate.pipelines.refine import Refinement
 from curate.pipelines.select import Verdicts, select
 from curate.pipelines.store import Store
 from curate.pipelines.worker import Stage, score, sharing
 
 if TYPE_CHECKING:
     from curate.connectors.recognise import Recognised
-    from curate.recipe import Recipe
+    from curate.recipe import Recipe, Step
 
 SELECT_VERSION = 1
 _PACKAGES = ("numpy", "pyarrow", "polars", "scikit-learn", "faiss-cpu", "dask", "distributed", "torch", "transformers")
@@ -174,6 +177,13 @@ class Run:
             except ModelError as error:
                 raise ModelError(f"scorer {name!r}: {error}") from error
             stages[name] = Stage(name, scorer, fingerprint("score", identity), fitted=scorer.fit_rows > 0)
+        for step in self.recipe.steps:
+            if step.learner is not None:
+                try:
+                    step.learner.identity()
+                    step.learner.check()
+                except ModelError as error:
+                    raise ModelError(f"select step {step.name!r}: its learner: {error}") from error
         return stages
 
     # -- reading -----------------------------------------------------------------------------------------------------
@@ -373,6 +383,7 @@ class Run:
                 s.cost,
                 s.quota and s.quota.model_dump(),
                 s.nulls,
+                *([] if s.learner is None else [s.learner.identity()]),
             )
             for s in self.recipe.steps
         ]
@@ -381,6 +392,10 @@ class Run:
         return fingerprint(
             "select", SELECT_VERSION, index.fingerprint, steps, combine, keys, self.recipe.output.model_dump()
         )
+
+    def _refine(self, index: Index, progress: Progress, step: Step, rows: NDArray[np.int64]) -> Refinement:
+        assert step.learner is not None
+        return Refinement(self.store, index, step.learner, step.name, rows, self._map, progress)
 
     def _write(
         self, accounts: dict[str, dict[str, Any]], index: Index, stages: dict[str, Stage], progress: Progress
@@ -394,7 +409,7 @@ class Run:
             )
             return
         began = time.perf_counter()
-        verdicts = select(self.store, index, self.recipe, stages)
+        verdicts = select(self.store, index, self.recipe, stages, partial(self._refine, index, progress))
         give_back()
         for step in verdicts.steps:
             progress.say(_tell(step))
@@ -548,4 +563,8 @@ def _tell(step: dict[str, Any]) -> str:
             if step["use"] == "top-k"
             else f"; threshold {step['threshold']:.6g}"
         )
+    for ref, rows in step.get("reweighted", {}).items():
+        text += f"; {rows:,} rows lack a part of {ref}, the others re-weighted"
+    if "warning" in step:
+        text += f"; warning: {step['warning']}"
     return text

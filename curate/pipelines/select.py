@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +16,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from curate.budget import Budget, Quota
+from curate.budget import Budget
 from curate.exceptions import InputError, StageError
+from curate.numerics.composition import mixture
 from curate.pipelines import gather
 from curate.pipelines.index import Index
+from curate.pipelines.refine import Refinement
 from curate.pipelines.store import Store
 from curate.pipelines.worker import Stage
 from curate.recipe import Recipe, Step
@@ -88,7 +91,25 @@ def combined(store: Store, index: Index, recipe: Recipe, stages: dict[str, Stage
     }
     directions = {r: said.get(r, bool(recipe.direction(r))) for r in weights}
     columns = {r: combined(store, index, recipe, stages, r) for r in weights}
-    return combine(columns, method=spec.method, weights=weights, directions=directions, winsorise=spec.winsorise)
+    return combine(
+        columns,
+        method=spec.method,
+        weights=weights,
+        directions=directions,
+        winsorise=spec.winsorise,
+        missing=spec.missing,
+    )
+
+
+def _reweighted(
+    store: Store, index: Index, recipe: Recipe, stages: dict[str, Stage], ref: str, rows: NDArray[np.int64]
+) -> int:
+    """Return how many of the rows have a mean of some of its parts only (``missing: reweight``)."""
+    if ref not in recipe.combine or recipe.combine[ref].missing != "reweight":
+        return 0
+    parts = [recipe.reference(r, ("combine", ref), combinations=False) for r in recipe.combine[ref].of]
+    lacks = np.stack([np.isnan(combined(store, index, recipe, stages, part)[rows]) for part in parts])
+    return int((lacks.any(axis=0) & ~lacks.all(axis=0)).sum())
 
 
 def unscored_because(
@@ -113,8 +134,14 @@ def unscored_because(
     return out
 
 
-def select(store: Store, index: Index, recipe: Recipe, stages: dict[str, Stage]) -> Verdicts:
-    """Run the steps of the recipe over the pool.
+Refine = Callable[[Step, NDArray[np.int64]], Refinement]
+"""(step, places in the pool of the rows that its selector sees) → what it learns from between its rounds."""
+
+
+def select(
+    store: Store, index: Index, recipe: Recipe, stages: dict[str, Stage], refine: Refine | None = None
+) -> Verdicts:
+    """Run the steps of the recipe over the pool; ``refine`` is for those of several rounds.
 
     Raises
     ------
@@ -125,8 +152,27 @@ def select(store: Store, index: Index, recipe: Recipe, stages: dict[str, Stage])
     verdicts = Verdicts(index.n)
     alive = np.arange(index.n)
     for number, step in enumerate(recipe.steps):
-        alive = _step(store, index, recipe, stages, verdicts, number, step, alive)
+        alive = _step(store, index, recipe, stages, verdicts, number, step, alive, refine)
+    _tell_mixtures(store, index, recipe, stages, verdicts)
     return verdicts
+
+
+def _tell_mixtures(store: Store, index: Index, recipe: Recipe, stages: dict[str, Stage], verdicts: Verdicts) -> None:
+    """Add to each step's account how mixed the sources, the groups and its quota's groups were before and after it."""
+    steps = len(recipe.steps)
+    last = np.where(verdicts.kept, steps, verdicts.step)  # the step that dropped a row
+    by = [step.quota.by for step in recipe.steps if step.quota is not None]
+    for label in dict.fromkeys(("source", "group", *by)) if steps else ():
+        codes, names = gather.label_names(store, index, label, stages)
+        if len(names) < 2:
+            continue
+        counts = np.bincount(codes * (steps + 1) + last, minlength=len(names) * (steps + 1)).reshape(-1, steps + 1)
+        for number, step in enumerate(recipe.steps):
+            if label in ("source", "group") or (step.quota is not None and step.quota.by == label):
+                verdicts.steps[number].setdefault("mixture", {})[label] = {
+                    "before": mixture(counts[:, number:].sum(axis=1)),
+                    "after": mixture(counts[:, number + 1 :].sum(axis=1)),
+                }
 
 
 def _step(
@@ -138,13 +184,17 @@ def _step(
     number: int,
     step: Step,
     alive: NDArray[np.int64],
+    refine: Refine | None = None,
 ) -> NDArray[np.int64]:
     before = alive.size
     columns: dict[str, NDArray[np.float64]] = {}
+    reweighted: dict[str, int] = {}
     for role, ref in (("on", step.on), ("quality", step.quality), ("cost", step.cost)):
         if ref is None:
             continue
         column = combined(store, index, recipe, stages, ref)
+        if rows := _reweighted(store, index, recipe, stages, ref, alive):
+            reweighted[ref] = rows
         missing = alive[np.isnan(column[alive])]
         if missing.size:
             alive = _without(store, index, recipe, stages, verdicts, number, step, ref, alive, missing)
@@ -178,7 +228,7 @@ def _step(
         codes, names = gather.label_names(store, index, step.quota.by, stages)
         quota_groups = pa.DictionaryArray.from_arrays(codes[alive], names)
         del codes
-        quota = Quota(shares=step.quota.shares, temperature=step.quota.temperature)
+        quota = step.quota.quota()
     if selector.x_name == "features":
         assert vectors is not None
         x: Any = vectors if alive.size == index.n else vectors[alive]
@@ -190,6 +240,7 @@ def _step(
     budget = step.budget
     if budget is not None and budget.fraction is not None:
         budget = Budget(rows=budget.limit(index.n))
+    learn = refine(step, alive) if refine is not None and step.learner is not None else None
     try:
         chosen = selector.select(
             x,
@@ -200,12 +251,16 @@ def _step(
             cost=None if step.cost is None else columns["cost"][alive],
             quota=quota,
             quota_groups=quota_groups,
+            learn=learn,
         )
     except InputError as error:
         raise StageError(f"select step {step.name!r}: {error}") from error
 
     keep = alive[chosen.indices]
     out = alive[~chosen.mask]
+    warning = None
+    if selector.x_name == "scores" and alive.size > 1 and np.ptp(x) == 0:
+        warning = f"all {alive.size:,} values of {step.on} are {x[0]:.6g}: they tell no row from another"
     verdicts.step[alive] = number
     verdicts.score[alive] = np.nan if chosen.basis is None else chosen.basis
     verdicts.threshold[alive] = chosen.thresholds
@@ -244,6 +299,9 @@ def _step(
             "cost": step.cost,
             "tokens": int(columns["cost"][keep].sum()) if "cost" in columns else None,
             **({"account": chosen.account} if chosen.account is not None else {}),
+            **({"reweighted": reweighted} if reweighted else {}),
+            **({"warning": warning} if warning else {}),
+            **({"learner": learn.account} if learn is not None else {}),
         }
     )
     return keep

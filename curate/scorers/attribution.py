@@ -7,7 +7,6 @@ Of gradient features that is LESS's influence; of hidden states, RDS+'s similari
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from curate.base import Column, Scorer
 from curate.exceptions import InputError, StageError
 from curate.numerics.attribution import attribute
+from curate.scorers._targets import Asked, Overlap, prompt_digest
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,12 +45,12 @@ class Attribution(Scorer):
 
     of: str
     """The stage that makes the vectors of pool and targets: gradients, hidden-states, minilm, hashed-ngrams."""
-    overlap: Literal["drop", "keep", "stop"] = "drop"
+    overlap: Overlap = "drop"
     """What becomes of rows that ask what a target asks: null with that reason, scored like others, or the run stops."""
 
     def __post_init__(self) -> None:
         self._targets: NDArray[np.float32] | None = None
-        self._prompts: dict[bytes, str] = {}
+        self._asked: Asked | None = None
         self.labels_: list[str] = []
         """The task of each target, in the order of the columns."""
 
@@ -74,22 +74,19 @@ class Attribution(Scorer):
         # By task, then by content: how the targets were read does not show.
         scored = np.flatnonzero(there)
         order = sorted(range(len(rows)), key=lambda i: (tasks[scored[i]], prompts[scored[i]], rows[i].tobytes()))
-        names = sorted(range(len(tasks)), key=lambda i: (tasks[i], prompts[i]))
         return {
             "targets": rows[order],
             "labels": tasks[scored][order],
-            "prompts": np.frombuffer(b"".join(prompts[i] for i in names), dtype=np.uint8).reshape(-1, 16),
-            "tasks": tasks[names],
+            **Asked.state(prompts, tasks.tolist()),
         }
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
         self._targets = np.asarray(state["targets"], dtype=np.float32)
         self.labels_ = [str(label) for label in state["labels"]]
-        pairs = zip(state["prompts"], state["tasks"], strict=True)
-        self._prompts = {digest.tobytes(): str(task) for digest, task in pairs}
+        self._asked = Asked(state)
 
     def _score(self, examples: pa.Table) -> Mapping[str, Any]:
-        if self._targets is None:
+        if self._targets is None or self._asked is None:
             raise InputError("attribution: no targets were given; a run gives them, or fit and load do.")
         vectors = examples.column("vector").combine_chunks()
         rows = _matrix(vectors)
@@ -100,16 +97,7 @@ class Attribution(Scorer):
             )
         influence = attribute(rows, self._targets, threads=1)
         reasons: list[str | None] = [None if there else "no vector" for there in vectors.is_valid().to_pylist()]
-        if self.overlap != "keep":
-            for i, messages in enumerate(examples.column("messages").to_pylist()):
-                task = self._prompts.get(prompt_digest(messages))
-                if task is not None:
-                    reasons[i] = f"it asks what a target of {task} asks"
-                    if self.overlap == "stop":
-                        raise StageError(
-                            f"attribution: a row of the pool asks what a target of {task} asks, and overlap: stop was "
-                            f"asked: {messages[0]['content'][:200]!r}."
-                        )
+        self._asked.leave_out(examples, reasons, self.overlap, caller=self.name)
         return {"influence": influence, "reason": reasons}
 
 
@@ -117,10 +105,3 @@ def _matrix(vectors: pa.Array) -> NDArray[Any]:
     """Return vectors (n, d); what stands where one is null means nothing."""
     width = vectors.type.list_size
     return np.asarray(vectors.values.slice(vectors.offset * width, len(vectors) * width)).reshape(-1, width)
-
-
-def prompt_digest(messages: list[dict[str, Any]]) -> bytes:
-    """Return 16 bytes for what the user asks, all turns: case, spaces and punctuation left out."""
-    asked = "\n".join(str(m["content"]) for m in messages if m["role"] == "user")
-    letters = "".join(c for c in asked.casefold() if c.isalnum()) or asked
-    return hashlib.blake2b(letters.encode("utf-8", "surrogatepass"), digest_size=16).digest()

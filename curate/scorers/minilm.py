@@ -12,10 +12,12 @@ characters) has no part in the vector.  It was trained on English; other languag
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from curate._imports import require
 from curate.base import Column, Scorer
@@ -98,10 +100,19 @@ class MiniLM(Scorer):
         self.model_ = self.tokenizer_ = None
 
     def _score(self, examples: pa.Table) -> dict[str, Any]:
+        vectors, _ = self.encode(texts(examples, self.text))
+        return {"vector": vectors, "reason": ["no text" if bare else None for bare in np.isnan(vectors[:, 0])]}
+
+    def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return the vectors (n, 384) of texts, NaN where one leaves no wordpiece, and which texts were cut (n,).
+
+        For whoever holds an opened scorer and texts that are no examples.
+        """
         import torch
 
-        ids = [encoding.ids for encoding in self.tokenizer_.encode_batch(texts(examples, self.text))]
-        lengths = np.array([len(row) for row in ids])
+        encodings = self.tokenizer_.encode_batch(list(texts))
+        ids = [encoding.ids for encoding in encodings]
+        lengths = np.array([len(row) for row in ids], dtype=np.int64)
         longest_first = np.argsort(-lengths, kind="stable")
         longest_first = longest_first[lengths[longest_first] > 2]  # [CLS] and [SEP] alone: no text
         vectors = np.full((len(ids), DIM), np.nan, dtype=np.float32)
@@ -119,7 +130,7 @@ class MiniLM(Scorer):
                 pooled = (hidden * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
                 vectors[rows] = torch.nn.functional.normalize(pooled, dim=1).cpu().numpy()
             start += len(rows)
-        return {"vector": vectors, "reason": [None if length > 2 else "no text" for length in lengths]}
+        return vectors, np.array([bool(encoding.overflowing) for encoding in encodings], dtype=bool)
 
 
 def _package() -> ModuleType:

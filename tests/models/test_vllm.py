@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 from curate.exceptions import InputError, ModelError
-from curate.models import vllm_lm
+from curate.models import vllm_engine, vllm_lm
 from curate.models.backends import VLLM
 from curate.models.base import Sampling
 from curate.models.reference import load_reference, reference_logprobs
 from curate.models.transformers_lm import TransformersLM
-from curate.models.vllm_lm import VLLMLM, check_engine
+from curate.models.vllm_engine import check_engine
+from curate.models.vllm_lm import VLLMLM
 from curate.scorers.donod import DONOD
 from curate.scorers.ifd import IFD
 from curate.scorers.likelihood import TargetLikelihood
@@ -108,7 +109,7 @@ def test_no_more_than_some_batches_are_with_the_engine(engine: VLLMLM, monkeypat
     monkeypatch.setattr(engine, "_receive", received)
     rows = rows_of(60)
     engine.token_logprobs(rows)
-    assert sum(len(ids) for ids, _ in rows) > 2 * most and 512 < most <= vllm_lm.AHEAD * 512
+    assert sum(len(ids) for ids, _ in rows) > 2 * most and 512 < most <= vllm_engine.AHEAD * 512
 
 
 @needs_vllm

@@ -157,6 +157,41 @@ def test_a_constant_column(method, value):
     assert combine({"a": np.empty(0)}, method=method).tolist() == []
 
 
+# -- the product -------------------------------------------------------------------------------------------------------
+
+
+@given(rows=st.lists(st.lists(st.integers(0, 6).map(float), min_size=3, max_size=3), max_size=12))
+def test_the_product_is_the_geometric_mean(rows):
+    x = np.array(rows).reshape(-1, 3)
+    found = combine(table(rows), method="product", weights=WEIGHTS)
+    expected = [math.prod(v ** (w / 3.5) for v, w in zip(row, WEIGHTS.values(), strict=True)) for row in rows]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    equal = combine(table(rows), method="product")
+    product = x.prod(axis=1)
+    for i in range(len(rows)):  # the order of the product, its ties included
+        np.testing.assert_array_equal(equal > equal[i], product > product[i])
+        np.testing.assert_array_equal(equal == equal[i], product == product[i])
+
+
+def test_the_product_at_the_ends():
+    large = {"a": np.array([1e300, 1e299]), "b": np.array([1e300, 1e300])}
+    np.testing.assert_allclose(combine(large, method="product"), [1e300, 1e300 / math.sqrt(10)], rtol=1e-12)
+    assert combine({"a": np.zeros(2), "b": np.ones(2)}, method="product").tolist() == [0, 0]
+    assert combine({"a": np.empty(0)}, method="product").tolist() == []
+    holes = combine(
+        {"a": [np.nan, 4.0], "b": [-1.0, 9.0]}, method="product"
+    )  # a row that is not whole is not looked at
+    assert np.isnan(holes[0]) and holes[1] == pytest.approx(6)
+
+
+@pytest.mark.parametrize(("directions", "more"), [({}, ""), ({"b": False}, ", lower is better there")])
+def test_a_product_of_negative_numbers_is_refused(directions, more):
+    values = [2.0, -0.5] if not directions else [0.0, 0.5]
+    with pytest.raises(InputError, match="asks for numbers of at least 0") as error:
+        combine({"a": [1.0, 2.0], "b": values}, method="product", directions=directions)
+    assert f"column 'b' has {values[1]} at row 1{more}" in str(error.value)
+
+
 def test_a_column_of_weight_0_is_not_looked_at():
     columns = {"a": np.array([1.0, 2.0]), "b": np.array([np.nan, 1.0])}
     assert combine(columns, weights={"b": 0}).tolist() == [0.25, 0.75]
@@ -171,7 +206,7 @@ def test_huge_values_do_not_overflow():
     ("columns", "more", "said"),
     [
         ({}, {}, "combine: at least one column was asked, none was found"),
-        ({"a": [1.0]}, {"method": "mean"}, "method is one of rank, zscore, minmax, topsis; found 'mean'"),
+        ({"a": [1.0]}, {"method": "sum"}, "method is one of rank, zscore, minmax, topsis, product, mean; found 'sum'"),
         ({"a": [1.0]}, {"weights": {"b": 1}}, "weights name ['b'], which are not among the columns ['a']"),
         ({"a": [1.0]}, {"directions": {"b": True}}, "directions name ['b'], which are not among"),
         (
@@ -234,3 +269,46 @@ def test_a_share_that_cannot_be_brought_in(share):
     with pytest.raises(InputError) as error:
         combine({"a": [1.0]}, winsorise=share)
     assert str(error.value) == f"combine: winsorise is a share of at least 0 and below 0.5; found {share}."
+
+
+# -- the plain mean, and parts that are missing ------------------------------------------------------------------------
+
+
+def test_the_mean_takes_numbers_as_they_are() -> None:
+    x = {"consistency": np.array([1.0, 0.5, 0.0]), "certainty": np.array([0.0, 0.5, 1.0])}
+    found = combine(x, method="mean", weights={"consistency": 0.7, "certainty": 0.3})
+    np.testing.assert_allclose(found, [0.7, 0.5, 0.3], rtol=1e-15)
+    turned = combine(x, method="mean", directions={"certainty": False})
+    np.testing.assert_array_equal(turned, [0.5, 0.0, -0.5])
+
+
+@given(st.lists(st.tuples(*[st.one_of(st.none(), st.floats(0, 1))] * 3), max_size=10))
+@settings(deadline=None)
+def test_missing_parts_are_reweighted(rows: list[tuple[float | None, ...]]) -> None:
+    x = np.array([[np.nan if v is None else v for v in row] for row in rows], dtype=float).reshape(-1, 3)
+    weights = {"a": 0.5, "b": 0.3, "c": 0.2}
+    columns = dict(zip(weights, x.T, strict=True))
+    found = combine(columns, method="mean", weights=weights, missing="reweight")
+    plain = combine(columns, method="mean", weights=weights)
+    for i, row in enumerate(rows):
+        there = [(w, v) for w, v in zip(weights.values(), row, strict=True) if v is not None]
+        if not there:
+            assert np.isnan(found[i]) and np.isnan(plain[i])
+            continue
+        wanted = sum(w * v for w, v in there) / sum(w for w, _ in there)
+        assert found[i] == pytest.approx(wanted, rel=1e-12, abs=1e-15)
+        assert found[i] == plain[i] if len(there) == 3 else np.isnan(plain[i])
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"method": "rank", "missing": "reweight"}, "method='rank', winsorise=0.0; it is for the plain mean"),
+        ({"method": "mean", "missing": "reweight", "winsorise": 0.1}, "winsorise=0.1; it is for the plain mean"),
+        ({"method": "mean", "missing": "zero"}, "missing is null or reweight; found 'zero'."),
+    ],
+)
+def test_what_cannot_be_reweighted(asked: dict[str, object], said: str) -> None:
+    with pytest.raises(InputError) as error:
+        combine({"a": np.array([0.0, 1.0])}, **asked)  # type: ignore[arg-type]
+    assert said in str(error.value)

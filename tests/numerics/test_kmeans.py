@@ -46,7 +46,7 @@ def blobs(n: int, k: int, d: int, *, spread: float = 0.05, seed: int = 0) -> tup
 
 
 def start(x: np.ndarray, k: int, seed: int) -> np.ndarray:
-    shift = module._mean(x)
+    shift = module.column_means(x)
     return module._spread_rows(x, shift, k, rng_for(seed, "kmeans", "start", 0)) + shift
 
 

@@ -17,13 +17,19 @@ SETTINGS = {
     "threshold": [{"min": 0.25}, {"max": 0.5, "largest": False}, {"min": 0.1, "max": 0.3}, {"min": 1e9}],
     "quantile": [{}, {"share": 0.3, "ties": "drop"}, {"share": 0.9, "largest": False, "ties": "drop"}, {"share": 1.0}],
     "random": [{}, {"seed": 7}],
+    "sample": [{}, {"temperature": 0.1, "seed": 7}],
     "longest": [{}],
     "best-per-prompt": [{}, {"per_prompt": 2, "largest": False}],
     "kmq": [
         {},
         {"clusters": 3, "quality_scale": "proportional"},
         {"clusters": 50, "quality_scale": "exp", "balance": "equal", "iterations": 2},
+        {"within": "closest"},
+        {"within": "random", "seed": 3},
     ],
+    "k-center": [{}, {"first": "best", "min_quality": 0.3, "max_distance": 0.6}],
+    "repr-filter": [{}, {"threshold": 0.5}],
+    "iterative-kmq": [{}, {"rounds": 2, "clusters": 3, "evaluate": 1.0}, {"round_rows": 4, "temperature": 0.1}],
     "less": [
         {},
         {"targets": list("aabbbc")},
@@ -38,6 +44,12 @@ SETTINGS = {
         {"targets": list("abcdef")},
         {"targets": list("abacab"), "within": "mean"},
     ],
+    "exact-duplicates": [{}],
+    "near-duplicates": [{}, {"threshold": 0.3, "recall": 0.5}, {"threshold": 1.0}],
+    "sem-dedup": [{}, {"epsilon": 0.5, "clusters": 3}, {"epsilon": 0.2, "clusters": 50, "iterations": 2}],
+    "facility-location": [{}, {"neighbours": 3, "alpha": 0.0}, {"neighbours": 2, "represent": 7, "alpha": 0.2}],
+    "log-det": [{}, {"jitter": 1e-6, "quality_weight": 0.0}],
+    "mig": [{}, {"clusters": 4, "threshold": 0.5, "quality_scale": "proportional"}],
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from curate.budget import Quota
 from curate.exceptions import InputError
 from curate.seeding import rng_for
 from curate.selectors import KMQ
+from curate.testing import check_selector
 
 SIZES = (60, 30, 10)
 
@@ -69,6 +71,76 @@ def test_a_quota_keeps_the_order_inside_each_group():
         own = [i for i in plain.order.tolist() if sources[i] == source]
         assert [i for i in balanced.order.tolist() if sources[i] == source] == own
     assert balanced.reasons()[balanced.order[-1]].startswith("group ")
+
+
+# -- the ways inside a cluster, and given clusters ---------------------------------------------------------------------
+
+
+def test_closest_takes_the_nearest_to_the_mean_first():
+    x = np.array([[0.0], [1.0], [5.0], [6.0], [20.0], [21.0], [22.0]])
+    clusters = np.array([0, 0, 0, 0, 1, 1, 1])
+    chosen = KMQ(within="closest").select(x, groups=clusters, quality=np.arange(7.0))
+    assert [i for i in chosen.order.tolist() if i < 4] == [1, 2, 0, 3]  # 2 and 2, 3 and 3 from the mean, 3
+    assert [i for i in chosen.order.tolist() if i > 3] == [5, 4, 6]
+    assert chosen.basis.tolist() == [3, 2, 2, 3, 1, 0, 1]
+    assert chosen.basis_name == "distance to the mean of its cluster"
+
+
+def test_random_looks_at_no_quality():
+    x, _ = blobs()
+    chosen = KMQ(clusters=3, within="random").select(x, 30, quality=np.arange(100.0))
+    np.testing.assert_array_equal(chosen.order, KMQ(clusters=3).select(x, 30).order)
+    assert chosen.basis is None
+    assert not np.array_equal(chosen.order, KMQ(clusters=3).select(x, 30, quality=np.arange(100.0)).order)
+
+
+def test_given_clusters_stand_for_its_own():
+    x, _ = blobs()
+    own = KMQ(clusters=3).select(x, 10)
+    given = KMQ(clusters=7).select(rng_for(0, "noise").normal(size=x.shape), 10, groups=own.labels)
+    np.testing.assert_array_equal(given.order, own.order)
+    np.testing.assert_array_equal(given.labels, own.labels)
+
+
+@pytest.mark.parametrize(
+    ("groups", "labels"), [([7, 7, 12, 3], [7, 7, 12, 3]), (["en", "en", "fr", "de"], [1, 1, 2, 0])]
+)
+def test_given_clusters_keep_their_numbers(groups, labels):
+    chosen = KMQ().select(np.zeros((4, 1)), groups=np.array(groups))
+    assert chosen.labels.tolist() == labels
+
+
+def test_a_cluster_that_runs_out_leaves_the_rest_to_the_others():
+    clusters = np.repeat([0, 1, 2], [2, 30, 30])
+    chosen = KMQ(balance="equal").select(np.zeros((62, 1)), 30, groups=clusters)
+    assert np.bincount(clusters[chosen.indices]).tolist() == [2, 14, 14]
+
+
+@settings(max_examples=50, deadline=None)
+@given(sizes=st.lists(st.integers(1, 40), min_size=2, max_size=12), data=st.data())
+def test_shares_are_those_of_largest_remainders_or_nearly(sizes, data):
+    """Every budget is spent in full, and at most half of the clusters differ by a row."""
+    clusters = np.repeat(np.arange(len(sizes)), sizes)
+    k = data.draw(st.integers(0, clusters.size))
+    chosen = KMQ().select(np.zeros((clusters.size, 1)), k, groups=clusters)
+    counts = np.bincount(clusters[chosen.indices], minlength=len(sizes))
+    exact = k * np.array(sizes) / clusters.size
+    remainders = np.floor(exact).astype(int)
+    remainders[np.argsort(remainders - exact, kind="stable")[: k - remainders.sum()]] += 1
+    assert counts.sum() == remainders.sum() == k
+    assert np.abs(counts - remainders).sum() / 2 <= len(sizes) / 2
+
+
+class OwnClusters(KMQ):
+    """kMQ that is given no groups: check_selector gives them to every selector."""
+
+    def _rank(self, inputs, k):
+        return super()._rank(dataclasses.replace(inputs, groups=None), k)
+
+
+@pytest.mark.parametrize("params", [{}, {"clusters": 3, "within": "closest"}, {"clusters": "auto", "balance": "equal"}])
+def test_the_laws_with_its_own_clusters(params):
+    check_selector(OwnClusters(**params))
 
 
 # -- the draw ----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 BUILT_IN = (
     "flow",
     "influence",
+    "refinement",
     "scores",
     "together",
     "composition",

@@ -1,11 +1,13 @@
-"""Kept against dropped by source, group, language, length and cluster."""
+"""Kept against dropped by source, group, language, length and cluster, and how mixed each is."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from curate.numerics.composition import effective_number, mixture
 from curate.report.blocks import Block, Chart, Section, Share, Table
 from curate.report.charts import bars, histogram, values
 from curate.report.text import percent
@@ -29,7 +31,41 @@ def sections(view: View) -> list[Section]:
     blocks.append(histogram("length", chars[view.kept], chars[~view.kept], axis="characters of the conversation"))
     if view.pool["cluster"].drop_nulls().n_unique() > 1:
         blocks.append(_clusters(view))
+    mixed = _mixed(view)
+    if mixed.rows:
+        blocks.append(mixed)
     return [Section("Kept against dropped", blocks)]
+
+
+def _mixed(view: View) -> Table:
+    """Entropy and effective number of the sources, groups, languages and clusters: of the pool, of what is kept."""
+    import polars as pl
+
+    rows: list[list[Any]] = []
+    for label in ("source", "group", "language", "cluster"):
+        if label not in view.pool.columns:
+            continue
+        codes = view.pool[label].cast(pl.String).fill_null(_MISSING).rank("dense").to_numpy().astype(np.int64) - 1
+        pool, kept = mixture(np.bincount(codes)), mixture(np.bincount(codes[view.kept]))
+        if pool["values"] > 1:
+            others = [effective_number(np.bincount(codes[b.chosen])) for b in view.baselines]
+            rows.append(_mixture(label, pool, kept, *others))
+    for step in view.steps:  # labels that a stage has found, by which a step had a quota
+        for label, found in step.get("mixture", {}).items():
+            if label not in ("source", "group"):
+                told = f"{label}, {step['name']}"
+                rows.append(_mixture(told, found["before"], found["after"], *([None] * len(view.baselines))))
+    columns = ["", "values", "of them kept", "entropy, pool", "entropy, kept", "effective, pool", "effective, kept"]
+    return Table(
+        "How mixed: entropy in nats; its exponential is how many equally frequent values would be as mixed",
+        [*columns, *(f"effective, “{b.name}”" for b in view.baselines)],
+        rows,
+    )
+
+
+def _mixture(label: str, pool: Mapping[str, Any], kept: Mapping[str, Any], *others: float | None) -> list[Any]:
+    numbers = [of[what] for what in ("values", "entropy", "effective") for of in (pool, kept)]
+    return [label, *numbers, *others]
 
 
 def by(view: View, label: str) -> pl.DataFrame:
