@@ -392,7 +392,7 @@ def balance(
                 )
         size = _pays_for(order[:allowed], budget, n, cost, caller=caller)
     told = [f"group {name!r}" for name in names]
-    account = None
+    account: dict[str, Any] | None = None
     if amounts is not None:
         bounded = (amounts.most < held) & ((weights > 0) | (amounts.least > 0))
         for g in np.flatnonzero(bounded).tolist():

@@ -357,8 +357,9 @@ def recipes(
     if name is not None:
         print(ready.text(name), end="")
         return
+    width = 2 + max(map(len, ready.names()))
     for each in ready.names():
-        print(f"{each:<8}{ready.about(each)}")
+        print(f"{each:<{width}}{ready.about(each)}")
 
 
 @app.command()

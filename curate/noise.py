@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from curate.example import keys
 from curate.exceptions import InputError
+from curate.numerics.order import fractional_ranks
 from curate.seeding import rng_for
 
 if TYPE_CHECKING:
@@ -94,6 +95,52 @@ def plant(examples: pa.Table, kind: Kind, share: float, *, seed: int = 0) -> Pla
     for i in np.flatnonzero(truth):
         rows[i] = _answered(rows[i], str(wrong[i]))
     return Planted(pa.Table.from_pylist(rows, schema=examples.schema), truth, able)
+
+
+@dataclass(frozen=True)
+class Detection:
+    """How well a score tells planted rows (low) from the others (high); rows without a score take no part."""
+
+    rows: int
+    planted: int
+    unscored: int
+    """Rows without a score."""
+    auroc: float
+    """Probability that a planted row scores below another, ties counted half; NaN where either kind is missing."""
+    precision: float
+    """Of the rows that the filter drops at the true share (as many as were planted), those that were planted."""
+    precision_half: float
+    """The same of a filter that drops the lower half: CLEAR's median."""
+    recall_half: float
+    """Of the planted rows, those that it drops.  (At the true share, recall is precision.)"""
+
+
+def detect(scores: NDArray[np.floating], truth: NDArray[np.bool_]) -> Detection:
+    """Hold a score, higher is better, against the planted truth: (n,) both; NaN where a row has no score.
+
+    Where a cut goes through equal scores, what is told is the expectation over which of them are dropped.
+    """
+    there = np.isfinite(scores)
+    s, wrong = np.asarray(scores, dtype=np.float64)[there], np.asarray(truth, dtype=bool)[there]
+    n, m = s.size, int(wrong.sum())
+    auroc = precision = precision_half = recall_half = float("nan")
+    if 0 < m < n:
+        # The sum of the planted rows' ranks is that of pairs they win, less those among themselves (Mann and Whitney).
+        wins = (fractional_ranks(s)[wrong] * n - 0.5).sum() - m * (m - 1) / 2
+        auroc = 1 - wins / (m * (n - m))
+        precision = float(_dropped(s, m)[wrong].sum() / m)
+        half = _dropped(s, n // 2)[wrong].sum()
+        precision_half, recall_half = float(half / max(1, n // 2)), float(half / m)
+    return Detection(n, m, int((~there).sum()), float(auroc), precision, precision_half, recall_half)
+
+
+def _dropped(scores: NDArray[np.float64], m: int) -> NDArray[np.float64]:
+    """Return the probability of each row to be among the m lowest, equal scores in a random order."""
+    if not m:
+        return np.zeros(scores.size)
+    cut = np.partition(scores, m - 1)[m - 1]
+    below, at = scores < cut, scores == cut
+    return below + at * ((m - below.sum()) / at.sum())
 
 
 def wrong_answers(examples: pa.Table, kind: Kind, *, seed: int = 0) -> list[str | None]:

@@ -9,8 +9,8 @@ runs: unknown keys (with the nearest valid one), types, references between parts
     select:   [{use: kmq, features: ngrams, quality: quality, budget: 10%}]
     output:   {shard_rows: 100000}
 
-Paths of sources are relative to the recipe's own folder.  So is a parameter called ``model`` that starts with ``./`` or
-``../``; any other model is a Hub name or an absolute path.
+Paths of sources are relative to the recipe's own folder.  So is a parameter called ``model``, ``encoder`` or ``prompt``
+that starts with ``./`` or ``../``; any other model is a Hub name or an absolute path.
 """
 
 from __future__ import annotations
@@ -335,9 +335,9 @@ class Recipe:
                 cls = registry.find("scorers", str(word))
             except InputError as error:
                 raise self.error((*at, "use"), str(error)) from None
-            model = params.get("model")
-            if isinstance(model, str) and model.startswith(("./", "../")):
-                params["model"] = os.path.normpath(self.base / model)
+            for key in ("model", "encoder", "prompt"):
+                if isinstance(params.get(key), str) and params[key].startswith(("./", "../")):
+                    params[key] = os.path.normpath(self.base / params[key])
             if "seed" in (f.name for f in dataclasses.fields(cls)) and "seed" not in params:
                 params["seed"] = self.seed
             out[name] = self._build(cls, params, at)

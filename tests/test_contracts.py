@@ -3,6 +3,7 @@
 A new scorer is found through the registry and fails here until it has a line in the table below.
 """
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from curate.seeding import rng_for
 from curate.testing import check_scorer, odd_examples
 
 # Word → the arguments to check it with, one dict per variant; "MODEL" stands for a tiny model's folder, "ENCODER" for
-# that of the sentence encoder that ships as a package, "RUBRIC" for a short prompt file.
+# that of the sentence encoder that ships as a package, and PROMPTS in capitals for short prompt files.
+PROMPTS = ("rubric", "question", "correct")
 SCORERS = {
     "likelihood": [
         {"model": "MODEL", "device": "cpu"},
@@ -40,6 +42,13 @@ SCORERS = {
     "bm25": [{}, {"text": "both", "overlap": "keep", "b": 0.0}],
     "contamination": [{}, {"n": 2, "answers": True, "common": 0.5}],
     "language": [{}, {"languages": ["en", "zh"], "sure": 0.0}],
+    "samples": [{"model": "MODEL", "device": "cpu", "prompt": "QUESTION", "samples": 2, "new_tokens": 4}],
+    "consistency": [
+        {"of": "samples"},
+        {"of": "samples", "similarity": "numeric", "unmarked": "leave out"},
+        {"of": "samples", "similarity": "cosine", "device": "cpu"},
+    ],
+    "self-reflection": [{"model": "MODEL", "device": "cpu", "prompt": "CORRECT"}],
     "judge": [{"model": "MODEL", "device": "cpu", "prompt": "RUBRIC", "turns": "all"}],
     "length": [{"model": "MODEL"}, {"model": "MODEL", "template": "plain"}],
     "text-heuristics": [{}],
@@ -63,6 +72,9 @@ SLOW = (  # these see no text of 10,000 characters a dozen times over
     "sentence",
     "gradients",
     "judge",
+    "samples",
+    "consistency",
+    "self-reflection",
 )
 
 
@@ -70,6 +82,13 @@ def vectors(n: int) -> pa.FixedSizeListArray:
     """float16 vectors of 8 numbers, every seventh of them null."""
     numbers = rng_for(0, "contracts").normal(size=(n, 8)).astype(np.float16)
     return pa.FixedSizeListArray.from_arrays(pa.array(numbers.reshape(-1)), 8, mask=pa.array(np.arange(n) % 7 == 3))
+
+
+def answers(n: int) -> pa.Array:
+    """Sampled answers, of no row the same number; every seventh row has none."""
+    said = ["Final answer: Oslo", "It is 42.", "", "Red. Final answer: 7"]
+    rows = [json.dumps([{"text": said[(i + j) % 4], "finished": True} for j in range(i % 5)]) for i in range(n)]
+    return pa.array([None if i % 7 == 3 else row for i, row in enumerate(rows)])
 
 
 def test_every_built_in_scorer_is_in_the_table():
@@ -80,12 +99,14 @@ def test_every_built_in_scorer_is_in_the_table():
     ("word", "params"), [(word, params) for word, variants in SCORERS.items() for params in variants]
 )
 def test_scorers(word, params, tiny_model):
-    rubric = str(Path(__file__).parent / "scorers" / "rubric.md")
-    folders = {"MODEL": str(tiny_model), "ENCODER": str(get_model_path()), "RUBRIC": rubric}
+    prompts = {name.upper(): str(Path(__file__).parent / f"scorers/{name}.md") for name in PROMPTS}
+    folders = {"MODEL": str(tiny_model), "ENCODER": str(get_model_path()), **prompts}
     params = {key: folders.get(value, value) if isinstance(value, str) else value for key, value in params.items()}
     examples = odd_examples()
     if word in SLOW:
         examples = examples.filter(pc.less(examples["chars"], 200)).slice(0, 16)
     if word == "attribution":  # the first rows are targets: what asks the same has no influence
         examples = examples.append_column("vector", vectors(examples.num_rows))
+    if word == "consistency":
+        examples = examples.append_column("answers", answers(examples.num_rows))
     check_scorer(registry.find("scorers", word)(**params), examples)

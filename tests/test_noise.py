@@ -7,11 +7,13 @@ import re
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import curate
 from curate.example import keys
 from curate.exceptions import InputError
-from curate.noise import KINDS, plant, wrong_answers
+from curate.noise import KINDS, detect, plant, wrong_answers
 from curate.testing.scorers import odd_examples
 from tests.conftest import ROOT
 
@@ -66,6 +68,15 @@ def test_shuffled_answers_come_from_another_prompt_of_the_source(pool: pa.Table)
         )
 
 
+def test_another_answer_to_the_same_prompt_is_no_noise() -> None:
+    table = odd_examples().slice(0, 4)  # three answers to one question, and another question
+    table = table.set_column(table.column_names.index("source"), "source", pa.array(["one"] * 4))
+    own = answers(table)
+    assert wrong_answers(table, "shuffled") == [own[3]] * 3 + [wrong_answers(table, "shuffled")[3]]
+    with pytest.raises(InputError, match="none of 3 rows can carry the noise 'shuffled'"):
+        plant(table.slice(0, 3), "shuffled", 0.5)
+
+
 def test_truncated_numbers_and_language(pool: pa.Table) -> None:
     own = answers(pool)
     for old, cut in zip(own, wrong_answers(pool, "truncated"), strict=True):
@@ -103,3 +114,35 @@ def test_what_cannot_be_planted(pool: pa.Table) -> None:
             plant(pool, kind, share)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="none of 1 rows can carry the noise 'shuffled'"):
         plant(pool.slice(0, 1), "shuffled", 0.1)
+
+
+# -- how well a score tells them ---------------------------------------------------------------------------------------
+
+
+def test_detection_by_hand() -> None:
+    found = detect(np.array([0.1, 0.2, 0.2, 0.9, np.nan]), np.array([True, False, True, False, True]))
+    assert (found.rows, found.planted, found.unscored) == (4, 2, 1)
+    assert found.auroc == pytest.approx((1 + 1 + 0.5 + 1) / 4)
+    assert found.precision == found.precision_half == found.recall_half == pytest.approx(0.75)  # one of two equals
+    nothing = detect(np.zeros(6), np.array([True, False] * 3))
+    assert (nothing.auroc, nothing.precision, nothing.recall_half) == pytest.approx((0.5, 0.5, 0.5))
+    assert np.isnan(detect(np.ones(3), np.zeros(3, bool)).auroc)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=2, max_size=20))
+@settings(max_examples=60, deadline=None)
+def test_detection_is_that_of_a_loop_over_pairs(rows: list[tuple[int, bool]]) -> None:
+    scores, truth = np.array([s for s, _ in rows], float), np.array([t for _, t in rows])
+    found = detect(scores, truth)
+    wrong, right = scores[truth], scores[~truth]
+    if not wrong.size or not right.size:
+        assert np.isnan(found.auroc)
+        return
+    pairs = [(a < b) + (a == b) / 2 for a in wrong for b in right]
+    assert found.auroc == pytest.approx(np.mean(pairs))
+    rng = np.random.default_rng(0)
+    draws = []
+    for _ in range(400):
+        order = np.lexsort((rng.random(scores.size), scores))
+        draws.append(truth[order[: wrong.size]].mean())
+    assert found.precision == pytest.approx(np.mean(draws), abs=0.12)

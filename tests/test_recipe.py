@@ -75,7 +75,7 @@ def test_words_that_yaml_once_took_for_booleans(tmp_path: Path) -> None:
         ("use: text-heuristics", "use: text-heuristic", "DIR/recipe.yaml:6: no scorer is called 'text-heuristic'; did you mean 'text-heuristics'?"),
         ("column: rating", "colum: rating", "DIR/recipe.yaml:9: unknown key 'scorers.rating.colum'; did you mean 'column'?"),
         ("dim: 8", "dim: eight", "DIR/recipe.yaml:11: 'scorers.ngrams.dim': input should be a valid integer"),
-        ("method: rank", "method: rnak", "DIR/recipe.yaml:14: 'combine.quality.method': input should be 'rank', 'zscore', 'minmax', 'topsis' or 'product'; found 'rnak'"),
+        ("method: rank", "method: rnak", "DIR/recipe.yaml:14: 'combine.quality.method': input should be 'rank', 'zscore', 'minmax', 'topsis', 'product' or 'mean'; found 'rnak'"),
         ("heuristics.repetition: 1}", "heuristics.repetitoin: 1}", "DIR/recipe.yaml:15: 'heuristics' writes no column 'repetitoin'; did you mean 'repetition'?"),
         ("rating: 2,", "rating: 0,", "DIR/recipe.yaml:15: weight 0.0 of 'rating': a number above 0"),
         ("heuristics.repetition: 1}", "heuristics.turns: 1}", "DIR/recipe.yaml:15: 'heuristics.turns' has no better direction of its own; add"),

@@ -52,7 +52,7 @@ def test_the_document_with_all_defaults_is_valid(validator: jsonschema.Draft2020
         (("select", 0, "minimum"), 1),
         (("select", 2, "nulls"), "ignore"),
         (("select", 2, "clusters"), -1.5),
-        (("combine", "quality", "method"), "mean"),
+        (("combine", "quality", "method"), "sum"),
         (("execution", "workers"), 0),
         (("output", "split"), "a/b"),
         (("seed",), "x"),

@@ -252,6 +252,11 @@ def main() -> None:
         print(name, rows[name], flush=True)
         if not given.quick:
             file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if given.out == HERE / "results.json" and not given.quick:
+        readme = HERE / "README.md"
+        before, mark, rest = readme.read_text(encoding="utf-8").partition("<!-- results -->\n")
+        after = rest.partition("<!-- /results -->")[2]
+        readme.write_text(f"{before}{mark}\n{table(rows)}\n\n<!-- /results -->{after}", encoding="utf-8")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     print(table(rows), f"\npeak memory {peak:,} MiB")
 
@@ -268,12 +273,25 @@ def pool_itself(pool: Pool, clusters: np.ndarray) -> dict[str, Any]:
 
 def table(rows: dict[str, Any]) -> str:
     """Return the results as the README's table."""
-    columns = list(dict.fromkeys(c for row in rows.values() for c in row if c != "refused"))
-    lines = [" | ".join(["", "selection", *columns, ""]).strip(), "|" + "---|" * (len(columns) + 1)]
+    last = list(rows.values())[-1]
+    columns = [c for c in last if c not in ("rows", "refused")]
+    lines = ["| " + " | ".join(["selection", *columns]) + " |", "|" + "---|" * (len(columns) + 1)]
     for name, row in rows.items():
-        cells = [f"{row[c]:,}" if isinstance(row.get(c), int) else str(row.get(c, "")) for c in columns]
+        cells = [_cell(column, row.get(column)) for column in columns]
+        if "refused" in row:
+            cells[0] = row["refused"]
         lines.append("| " + " | ".join([name, *cells]) + " |")
     return "\n".join(lines)
+
+
+def _cell(column: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if column.startswith("near"):
+        return f"{value:.1%}"
+    if column.startswith("effective"):
+        return f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def write(folder: Path, n: int, copies: float = 0.05) -> None:
         texts = []
         for _ in range(n // FILES):
             if rng.random() < copies and recent:
-                original, words = recent[int(rng.integers(len(recent)))]
+                original, words = recent.pop(int(rng.integers(len(recent))))  # one copy each
                 changed = list(words)
                 for at in rng.choice(len(changed), int(rng.integers(0, 9)), replace=False).tolist():
                     changed[at] = int(rng.integers(50_000))
@@ -49,9 +49,7 @@ def write(folder: Path, n: int, copies: float = 0.05) -> None:
         messages = []
         for text in texts:
             head, _, tail = text[:200].rpartition(" ")
-            messages.append(
-                [{"role": "user", "content": head}, {"role": "assistant", "content": tail + text[200:]}]
-            )
+            messages.append([{"role": "user", "content": head}, {"role": "assistant", "content": tail + text[200:]}])
         ids = [str(i) for i in range(row - len(texts), row)]
         table = pa.table({"id": ids, "text": texts, "messages": messages})
         pq.write_table(table, folder / f"{number:02}.parquet", row_group_size=2_000)

@@ -94,9 +94,7 @@ def datatrove(files: list[str], workers: int, folder: Path) -> tuple[set[int], d
     times = {}
     for name, (pipeline, tasks) in zip(("signatures", "buckets", "clusters", "filter"), stages, strict=True):
         start = time.perf_counter()
-        LocalPipelineExecutor(
-            pipeline, tasks=tasks, workers=workers, logging_dir=str(folder / "logs" / name)
-        ).run()
+        LocalPipelineExecutor(pipeline, tasks=tasks, workers=workers, logging_dir=str(folder / "logs" / name)).run()
         times[name] = time.perf_counter() - start
     seen, kept = (
         {int(i) for f in where for i in pq.read_table(f, columns=["id"])["id"].to_pylist()}

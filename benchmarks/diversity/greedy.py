@@ -78,7 +78,7 @@ def agreement(x: np.ndarray, k: int) -> dict[str, Any]:
 
 
 _TIMED = """
-import json, resource, sys, time
+import json, sys, time
 import numpy as np
 from curate.seeding import rng_for
 from curate.selectors import KCenter, ReprFilter
@@ -89,10 +89,10 @@ selector = KCenter() if what == "k-center" else ReprFilter(threshold=threshold)
 start = time.perf_counter()
 found = selector.select(x, k, quality=quality)
 seconds = time.perf_counter() - start
-held = {line.split(":")[0]: int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("Rss")}
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-out = {"seconds": round(seconds, 1), "chosen": len(found), "peak MB": round(peak),
-       "of which files: the map, libraries": round(held["RssFile"] / 1024), **found.account}
+status = [line.split() for line in open("/proc/self/status") if line.startswith(("VmHWM", "RssFile"))]
+held = {line[0]: round(int(line[1]) / 1024) for line in status}  # the peak of this program, not of its parent
+out = {"seconds": round(seconds, 1), "chosen": len(found), "peak MB": held["VmHWM:"],
+       "of which files: the map, libraries": held["RssFile:"], **found.account}
 print(json.dumps(out))
 """
 

@@ -370,7 +370,7 @@ class Normaliser:
 
 
 def check(turns: Messages, max_chars: float, *, unanswered: bool = False) -> None:
-    """Raise ``RejectedError`` unless the turns are a conversation that can be trained on, or one that asks something."""
+    """Raise ``RejectedError`` unless the turns can be trained on or, if ``unanswered``, ask something."""
     if not turns:
         raise RejectedError("no-response", "no turns")
     before = ""

@@ -250,17 +250,20 @@ class _Texts:
     def _without_special(self, text: str) -> str | None:
         """Return the text with a space in every special token that it spells; None where that does not help."""
         if text not in self._harmless:
-            if len(self._harmless) > 4096:  # instructions come again and again, rows do not
+            if len(self._harmless) > 256:  # instructions come again and again, rows do not
                 self._harmless.clear()
-            broken: str | None = text
-            while broken is not None and (found := self._marks.search(broken)):
-                token = found.group()
-                broken = broken.replace(token, f"{token[0]} {token[1:]}") if len(token) > 1 else None
-            if broken is not None and not broken.isascii():  # a normalizer may make one of other characters
-                ((ids, _),) = self._encoder.tokens([broken])
-                broken = None if np.isin(ids[self._encoder.bos :], self._special).any() else broken
-            self._harmless[text] = broken
+            self._harmless[text] = self._broken(text)
         return self._harmless[text]
+
+    def _broken(self, text: str) -> str | None:
+        for _ in range(100):  # breaking one may spell another
+            found = self._marks.search(text)
+            if found is None:
+                break
+            token = found.group()
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        ((ids, _),) = self._encoder.tokens([text])  # a normalizer may make one of other characters
+        return None if np.isin(ids[self._encoder.bos :], self._special).any() else text
 
     def tokens(self, texts: Sequence[str]) -> list[tuple[Ids, list[tuple[int, int]]]]:
         """Return ids and characters of each token."""
@@ -272,7 +275,7 @@ class _Texts:
         out = []
         for text, its, (ids, offsets) in zip(texts, options, firsts, strict=True):
             # What stands before an option is the same in all rows, as a rule: its tokens are looked up, if they agree.
-            begin = next(i for i, (_, end) in enumerate(offsets) if end > len(text))
+            begin = next((i for i, (_, end) in enumerate(offsets) if end > len(text)), len(offsets) - 1)
             start = offsets[max(0, begin - _TAIL)][0]
             tail = text[start:]
             if (tail, its) not in self._tails:

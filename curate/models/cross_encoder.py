@@ -84,7 +84,7 @@ class CrossEncoder:
             out[batch] = self._batch([rows[i] for i in batch], self._output[label])
         # Only a pair that fills the context can have been cut; of those the whole length tells.
         cut = longest >= self.context
-        for i in np.flatnonzero(cut):
+        for i in np.flatnonzero(cut).tolist():
             cut[i] = len(self._tokenizer(*pairs[i], truncation=False, verbose=False)["input_ids"]) > self.context
         return out, cut
 

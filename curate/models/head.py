@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from curate.models.base import Forward, Quantity
 
@@ -105,6 +106,16 @@ class Head:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits (n, V) of a few states (n, d), at least float32."""
         return self.finish(_wide(self.linear(hidden)))
+
+    def options(self, state: Any, ids: NDArray[np.integer]) -> NDArray[np.float64]:
+        """Return log p, in nats, of some tokens (m,) after one state (d,): float64 (m,), the softmax over all V."""
+        import torch
+
+        weight = self.linear.weight
+        with torch.inference_mode():
+            hidden = torch.from_numpy(state).to(device=weight.device, dtype=weight.dtype)
+            z = self.logits(hidden[None])[0].cpu().double()
+            return (z[torch.from_numpy(ids.astype(np.int64))] - torch.logsumexp(z, dim=-1)).numpy()
 
     def slopes(
         self,

@@ -219,9 +219,12 @@ class SentenceTransformersEncoder:
 
     def __init__(self, layout: Layout, *, prompt: str, dtype: str, device: str, batch_tokens: int) -> None:
         torch = require("torch", extra="sentence", for_="sentence")
+        transformers = require("transformers", extra="sentence", for_="sentence")
         package = require("sentence_transformers", extra="sentence", for_="sentence")
         device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         folder, kinds = layout.folder(weights=True), [kind for kind, _ in layout.modules]  # refused if they run code
+        shown = transformers.utils.logging.is_progress_bar_enabled()
+        transformers.utils.logging.disable_progress_bar()
         try:
             model = package.SentenceTransformer(
                 str(folder.absolute()),
@@ -236,6 +239,9 @@ class SentenceTransformersEncoder:
                 f"sentence: the encoder {layout.model!r} ({', '.join(kinds)}) on device {device!r} was asked; "
                 f"{type(error).__name__}: {error}."
             ) from error
+        finally:
+            if shown:
+                transformers.utils.logging.enable_progress_bar()
         self._prompt, self._batch_tokens = prompt, batch_tokens
         self._facts = {"backend": f"sentence-transformers {package.__version__}", "dtype": dtype, "device": device}
 

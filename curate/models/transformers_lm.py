@@ -25,7 +25,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 
 _ALL_TOKENS: frozenset[Quantity] = frozenset({"hidden-weighted", "hidden-mean", "hidden-last", "logit-norm-all"})
 _OF_LOGITS: frozenset[Quantity] = frozenset({"logprobs", "entropy", "head-gradient"})
+_STATE: frozenset[Any] = frozenset({"state"})  # that predicts the last scored token; asked by this module only
 _LINEAR: frozenset[Quantity] = frozenset({"head-gradient", "logit-norm", "logit-norm-all"})  # not of a capped head
 
 _BATCH_TOKENS = {"cpu": 1024, "other": 16384}
@@ -155,6 +156,10 @@ class TransformersLM(CausalLM):
 
         wants = frozenset(quantities)
         self._check_served(wants)
+        return self._pass(rows, wants)
+
+    def _pass(self, rows: Sequence[Row], wants: frozenset[Quantity]) -> list[Forward | None]:
+        """Return what ``forward`` does; ``wants`` may also be the state before the last scored token."""
         scored = [
             check_row(i, ids, mask, vocab_size=self.vocab_size, context=self.context)
             for i, (ids, mask) in enumerate(rows)
@@ -181,6 +186,28 @@ class TransformersLM(CausalLM):
             order = order[size:]
 
         run_batches(tasks, apart=self._one_batch_per_thread)
+        return out
+
+    def option_logprobs(
+        self, prompts: Sequence[NDArray[np.integer]], options: Sequence[Sequence[NDArray[np.integer]]]
+    ) -> list[NDArray[np.float64] | None]:
+        # Options of one token each are read from one state, whatever their number; longer ones are rows.
+        short = [i for i, its in enumerate(options) if self.by_hidden_states and its and all(len(o) == 1 for o in its)]
+        out: list[NDArray[np.float64] | None] = [None] * len(prompts)
+        rest = sorted(set(range(len(prompts))) - set(short))
+        found = super().option_logprobs([prompts[i] for i in rest], [options[i] for i in rest])
+        for i, values in zip(rest, found, strict=True):
+            out[i] = values
+        for i in short:  # the pass below reads one option of each prompt only
+            for option in options[i]:
+                check_prompt(i, np.asarray(option), vocab_size=self.vocab_size, context=None)
+        rows = [
+            (np.concatenate([prompts[i], options[i][0]]), np.arange(len(prompts[i]) + 1) == len(prompts[i]))
+            for i in short
+        ]
+        for i, state in zip(short, self._pass(rows, _STATE), strict=True):
+            if state is not None:
+                out[i] = self._head.options(state.hidden_last, np.concatenate(options[i]))
         return out
 
     def generate(self, prompts: Sequence[NDArray[np.integer]], sampling: Sampling) -> list[list[Generation] | None]:
@@ -374,6 +401,9 @@ class TransformersLM(CausalLM):
             found = self._head.of_rows(hidden, torch.from_numpy(targets).to(self.device), counts, wants)
         else:
             found = [Forward() for _ in ids]
+        if wants & _STATE:
+            for out, part in zip(found, hidden.split(counts), strict=True):
+                out.hidden_last = part[-1].float().cpu().numpy()
         if "logit-norm" in wants:
             for out, part in zip(found, hidden.split(counts), strict=True):
                 out.logit_norm = self._head.nuclear_norm(part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,7 +139,7 @@ def _choose_among(
     squares: NDArray[np.float64],
     shift: NDArray[np.float32],
     most: int,
-    choose: Any,
+    choose: Callable[[int], None],
 ) -> None:
     """Choose among the candidates while one of them is sure to be the farthest of all rows.
 

@@ -59,7 +59,8 @@ def log_det(x: NDArray[Any], k: int, *, jitter: float = 1e-2, log_quality: NDArr
     follow when no other is left, by number.
 
     Time of one choice: d² for P and for each row that is looked at again, which are some hundred where rows differ in
-    their gains and all n where all are copies of one.  Float64.  Memory 16 d² bytes, 25 bytes a row, blocks of 2,048 rows.
+    their gains (2,000 of 50,000 in 384 dimensions, at first) and all n where all are copies of one.  Float64.  Memory
+    16 d² bytes, 25 bytes a row, blocks of 2,048 rows.
 
     References
     ----------

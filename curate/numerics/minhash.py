@@ -31,7 +31,7 @@ EMPTY = np.uint32(2**32 - 1)
 """Stands in every place of the signature of an empty set; numbers have 31 bits."""
 ROUNDS = 8  # 50 elements have reached nearly all of 128 places by then, and fewer cost little in each that is left
 _TOGETHER = 2**16  # elements worked on at a time
-_SETS = 128  # sets worked on at a time: 64 KiB of signatures
+_SETS = 256  # sets worked on at a time: 128 KiB of signatures
 
 
 def signatures(

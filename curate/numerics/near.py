@@ -32,8 +32,9 @@ from numpy.typing import NDArray
 
 _BLOCK = 2**16  # rows whose keys are computed at a time
 _PAIRS = 2**13  # pairs compared at a time: 8 MB of signatures of 128 numbers
-_LONG = 64  # buckets that have more rows than this left after as many leaders are compared by matrix products
-_LEADERS = 256
+_TURNS = 8  # leaders of a bucket that are compared with all its rows, before ...
+_LONG = 64  # ... buckets that have more rows than this left are compared by matrix products, ...
+_LEADERS = 256  # ... so many leaders at a time
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -82,13 +83,18 @@ class _Walk:
                 out[lo : lo + _BLOCK] = (out[lo : lo + _BLOCK] + column.astype(np.uint64)) * _FACTOR
         return out if self.order is None else out[self.order]
 
-    def signs(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return ±1 for every number of some rows, the same for equal numbers: a random bit of each."""
+    def codes(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return one corner of a tetrahedron for every number of some rows, (m, 3 H); the same for equal numbers.
+
+        Two bits b, c of a hash give the corner (b, c, b·c) of ±1.  Corners have the product 3 if equal and else -1, so
+        rows that agree in at least ``need`` places have one of at least 3·need - (H - need), and others rarely so much.
+        """
         part = self.x[self.rows(places)]
         if part.dtype.kind == "f":
             part = (part + part.dtype.type(0)).astype(np.float64).view(np.uint64)
-        bits = (part.astype(np.uint64) * _FACTOR) >> np.uint64(63)
-        return 1 - 2 * bits.astype(np.float32)
+        hashes = part.astype(np.uint64) * _FACTOR
+        b, c = (1 - 2 * ((hashes >> np.uint64(bit)) & np.uint64(1)).astype(np.float32) for bit in (63, 62))
+        return np.concatenate([b, c, b * c], axis=1)
 
 
 _Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]
@@ -108,7 +114,7 @@ def copies(x: NDArray[Any], need: int, bands: Sequence[slice], *, order: NDArray
     Notes
     -----
     Time: a sort of n keys a band, and the comparisons; b rows of one bucket that are all unlike take b²/2 of these, the
-    most of them as products of signs: a pair that agrees in ``need`` places has a product of at least 2·need - H.
+    most of them as matrix products, of 3 H multiply-adds a pair, that show that it cannot be similar.
     Memory: 70 bytes a row, and some 30 MB.
     """
     n = len(x)
@@ -126,7 +132,8 @@ def copies(x: NDArray[Any], need: int, bands: Sequence[slice], *, order: NDArray
             # At first, rows that are known to belong together need no comparison; later, who stays is compared.
             a, b, _ = _lead(walk, members, buckets, best if first else None)
             if a.size:
-                best, joined = _join(best, a, b), True
+                before, best = best, _join(best, a, b)
+                joined |= not np.array_equal(best, before)
         if not joined:
             break
         members = np.flatnonzero(np.bincount(best, minlength=n)[best] > 1)
@@ -158,7 +165,7 @@ def _buckets(
     new = _begins(keys)
     shared = ~new
     shared[:-1] |= ~new[1:]
-    members, buckets = together[shared], np.cumsum(new[shared])
+    members, buckets = together[shared], np.cumsum(new[shared], dtype=np.int64)
     if some is not None and followed is not None:
         members = some[members]
         asked = np.zeros(int(buckets.max(initial=0)) + 1, dtype=bool)
@@ -200,12 +207,14 @@ def _lead(
     for turn in itertools.count():
         new = _begins(groups)
         begins = np.flatnonzero(new)
-        if begins.size == groups.size:  # every row has led
-            break
         counts = np.diff(np.append(begins, groups.size))
-        if turn >= _LONG:
-            for lo, size in zip(begins.tolist(), counts.tolist(), strict=True):
-                pairs += _lead_by_products(walk, members[lo : lo + size], known)
+        if turn == _TURNS and (counts > _LONG).any():
+            for i in np.flatnonzero(counts > _LONG).tolist():
+                pairs += _lead_by_products(walk, members[begins[i] : begins[i] + counts[i]], known)
+            short = np.repeat(counts <= _LONG, counts)
+            members, groups = members[short], groups[short]
+            continue
+        if begins.size == groups.size:  # every row has led
             break
         a, b, groups = np.repeat(members[begins], counts)[~new], members[~new], groups[~new]
         follows = np.zeros(b.size, dtype=bool) if known is None else known[a] == known[b]
@@ -223,8 +232,8 @@ def _lead_by_products(walk: _Walk, members: NDArray[np.int64], known: NDArray[np
     pairs: list[_Pairs] = []
     while members.size > 1:
         heads, members = members[:_LEADERS], members[_LEADERS:]
-        signs = walk.signs(heads)
-        near, agreeing = _near(walk, heads, heads, signs, signs, known)
+        codes = walk.codes(heads)
+        near, agreeing = _near(walk, heads, heads, codes, codes, known)
         led = np.zeros(heads.size, dtype=bool)
         for i in range(heads.size):
             if not led[i]:
@@ -232,11 +241,11 @@ def _lead_by_products(walk: _Walk, members: NDArray[np.int64], known: NDArray[np
                 after = after[after > i]
                 led[after] = True
                 pairs.append(_told(heads[i], heads[after], agreeing[i, after]))
-        heads, signs = heads[~led], signs[~led]
+        heads, codes = heads[~led], codes[~led]
         left = []
         for lo in range(0, members.size, _PAIRS):
             others = members[lo : lo + _PAIRS]
-            near, agreeing = _near(walk, heads, others, signs, walk.signs(others), known)
+            near, agreeing = _near(walk, heads, others, codes, walk.codes(others), known)
             which = near.argmax(axis=0)  # the first that they follow
             led = np.logical_or.reduce(near, axis=0)
             pairs.append(_told(heads[which[led]], others[led], agreeing[which[led], led.nonzero()[0]]))
@@ -249,12 +258,12 @@ def _near(
     walk: _Walk,
     a: NDArray[np.int64],
     b: NDArray[np.int64],
-    signs_a: NDArray[np.float32],
-    signs_b: NDArray[np.float32],
+    codes_a: NDArray[np.float32],
+    codes_b: NDArray[np.float32],
     known: NDArray[np.int64] | None,
 ) -> tuple[NDArray[np.bool_], NDArray[np.int32]]:
     """Return which rows a and b belong together, and in how many places they agree; -1 where that is not asked."""
-    near = signs_a @ signs_b.T >= 2 * walk.need - signs_a.shape[1]
+    near = codes_a @ codes_b.T >= 4 * walk.need - walk.x.shape[1]
     if known is not None:
         near &= known[a][:, None] != known[b]
     if a is b:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,11 @@ def unlike(
         higher = best > cosine[row]
         cosine[row[higher]], nearest[row[higher]] = best[higher], others[first[higher]]
 
+    def against_accepted(start: int, own: Any, kept: Any, known: Any, rows: Any) -> None:
+        products = own[start : start + _SLAB] @ kept.T
+        which, other = np.nonzero(products >= products.max(axis=1, keepdims=True) - 2 * error)
+        settle(which + start, known[other], rows)
+
     with Blocks(threads) as blocks:
         for at in range(0, order.size, block):
             if len(accepted) >= limit:
@@ -86,15 +92,8 @@ def unlike(
             own = _units(x[rows])
             if accepted:
                 known = np.array(accepted)
-                kept = units[: known.size]
-
-                def one(start: int, own: Any = own, known: Any = known, kept: Any = kept, rows: Any = rows) -> None:
-                    products = own[start : start + _SLAB] @ kept.T
-                    may = products >= products.max(axis=1, keepdims=True) - 2 * error
-                    which, other = np.nonzero(may)
-                    settle(which + start, known[other], rows)
-
-                blocks.run(one, range(0, rows.size, _SLAB))
+                meet = partial(against_accepted, own=own, kept=units[: known.size], known=known, rows=rows)
+                blocks.run(meet, range(0, rows.size, _SLAB))
             among = own @ own.T
             for i, row in enumerate(rows.tolist()):
                 walked += 1

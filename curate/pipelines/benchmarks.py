@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from curate.example import EXAMPLE_SCHEMA
 from curate.exceptions import CurateError, RunError
 from curate.fingerprint import fingerprint
 
@@ -71,15 +72,9 @@ def read_benchmark(name: str, source: Source) -> tuple[pa.Table, list[list[str]]
     items = sorted((row["content_key"].hex(), _called(row, source, several), i) for i, row in enumerate(rows))
     first = {key: (called, i) for key, called, i in reversed(items)}  # of equal items, the one that is named first
     kept = [(key, *first[key]) for key in sorted(first)]
-    table = pa.table(
-        {
-            "id": pa.array([called for _, called, _ in kept], pa.string()),
-            "messages": pa.array(
-                [rows[i]["messages"] for _, _, i in kept], batches[0].examples.schema.field("messages").type
-            ),
-            "group": pa.array([name] * len(kept), pa.string()),
-        }
-    )
+    columns = [[called for _, called, _ in kept], [rows[i]["messages"] for *_, i in kept], [name] * len(kept)]
+    fields = [EXAMPLE_SCHEMA.field(column) for column in ("id", "messages", "group")]
+    table = pa.table([pa.array(c, f.type) for c, f in zip(columns, fields, strict=True)], pa.schema(fields))
     return table, [[called, key] for key, called, _ in kept], counts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +19,7 @@ Overlap = Literal["drop", "keep", "stop"]
 """What becomes of rows that ask what a target asks: null with that reason, scored like others, or the run stops."""
 
 Messages = list[dict[str, Any]]
+_OTHERS = re.compile(r"[\W_]+")  # whatever is not str.isalnum
 
 
 def pool_and_targets(sample: pa.Table, *, caller: str) -> tuple[pa.Table, pa.Table]:
@@ -47,7 +49,7 @@ def pool_and_targets(sample: pa.Table, *, caller: str) -> tuple[pa.Table, pa.Tab
 def prompt_digest(messages: Messages) -> bytes:
     """Return 16 bytes for what the user asks, all turns: case, spaces and punctuation left out."""
     asked = "\n".join(str(m["content"]) for m in messages if m["role"] == "user")
-    letters = "".join(c for c in asked.casefold() if c.isalnum()) or asked
+    letters = _OTHERS.sub("", asked.casefold()) or asked
     return hashlib.blake2b(letters.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 

@@ -123,10 +123,10 @@ class AskingScorer(Scorer):
             return {}
         return {**self._asker.describe(), "prompt": f"{self._file().name}, version {self._file().version}"}
 
-    def _texts(self, examples: pa.Table) -> tuple[dict[int, dict[str, str | None]], list[str | None]]:
+    def _texts(self, examples: pa.Table) -> tuple[dict[int, dict[str, Any]], list[str | None]]:
         """Return the parts of the prompt that each row's last answer makes, and why the other rows make none."""
         prompt = self._file()
-        texts: dict[int, dict[str, str | None]] = {}
+        texts: dict[int, dict[str, Any]] = {}
         reasons: list[str | None] = []
         for i, row in enumerate(zip(examples["messages"].to_pylist(), examples["tools"].to_pylist(), strict=True)):
             found = parts(*row)

@@ -246,7 +246,7 @@ class Consistency(Scorer):
         label: Literal["contradiction", "entailment"] = "contradiction" if self.similarity == "nli" else "entailment"
         found, cut = self._encoder.probabilities([*pairs, *((b, a) for a, b in pairs)], label)
         mean = found.reshape(2, -1).mean(axis=0)
-        return (1 - mean if label == "contradiction" else mean), cut.reshape(2, -1).any(axis=0)
+        return (1 - mean if label == "contradiction" else mean), np.asarray(cut.reshape(2, -1).any(axis=0))
 
 
 def _each(compare: Any, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:

@@ -24,7 +24,8 @@ def combine(
     """Combine score columns into one, higher is better.
 
     A row that lacks a number in any column (NaN or infinity) is NaN in the result, and takes no part in the others'
-    ranks, means or extremes; with ``missing="reweight"`` it gets the mean of what it has.  The formulas stand in ``curate.numerics.combine``.
+    ranks, means or extremes; with ``missing="reweight"`` it gets the mean of what it has.
+    The formulas stand in ``curate.numerics.combine``.
 
     ==========  =======================================  =======================================================
     method      each column becomes                      the result does not change when a column is
@@ -93,7 +94,7 @@ def combine(
     share = np.array([weight[name] for name in used])
     if missing == "reweight":
         return mean_of_present(np.where(np.isfinite(x), x, np.nan), share / share.sum())
-    whole = np.isfinite(x).all(axis=1)
+    whole = np.asarray(np.isfinite(x).all(axis=1))
     if method == "product" and (x[whole] < 0).any():
         row, j = (int(i) for i in np.argwhere((x < 0) & whole[:, None])[0])
         turned = (

@@ -44,8 +44,8 @@ class IterativeKMQ(KMQ):
     clusters in later rounds (the round's budget divided by the number of clusters), and chooses uniformly inside of
     clusters in all of them.
 
-    ``Selection.account`` holds "sizes", the rows of each cluster, and "rounds": weights, rows chosen of each cluster,
-    rows asked about, how many of them had an answer, and s.
+    ``Selection.account`` holds "sizes", the rows of each cluster, "clusters", their names where they were given, and
+    "rounds": weights, rows chosen of each cluster, rows asked about, how many of them had an answer, and s.
 
     References
     ----------
@@ -116,7 +116,9 @@ class IterativeKMQ(KMQ):
             scores = cluster_means(labels[asked], found, sizes.size)
             log_weights = reweighed(log_weights, scores, self.temperature)
             rounds.append(_told(told | {"asked": asked.size, "answered": ~np.isnan(found), "score": scores}))
-        account = {"sizes": sizes.tolist(), "rounds": rounds}
+        account: dict[str, Any] = {"sizes": sizes.tolist(), "rounds": rounds}
+        if inputs.groups is not None:
+            account["clusters"] = inputs.group_names
         return Ranking(
             chosen,
             basis=basis,

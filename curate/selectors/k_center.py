@@ -86,7 +86,7 @@ class KCenter(Selector):
             why_not=why_not or None,
             which=which,
             beyond=beyond,
-            account={"rows": k, "radius": float(distance[beyond].max(initial=0)), "passes": found.passes},
+            account={"rows": k, "radius": float(distance[beyond].max(initial=0))},
         )
 
 

@@ -91,7 +91,20 @@ class KMQ(Selector):
         sizes = np.bincount(labels, weights=inputs.cost)
         shares = np.where(sizes > 0, sizes, 1.0) if self.balance == "proportional" else np.ones(sizes.size)
         order = order[interleave(labels[order], shares, None if inputs.cost is None else inputs.cost[order])]
-        return Ranking(order, basis=basis, basis_name=basis_name, descending=None, labels=as_numbered(labels, inputs))
+        rows = np.bincount(labels)
+        rows = rows[rows > 0]
+        return Ranking(
+            order,
+            basis=basis,
+            basis_name=basis_name,
+            descending=None,
+            labels=as_numbered(labels, inputs),
+            account={
+                "clusters": rows.size,
+                "largest": int(rows.max(initial=0)),
+                "smallest": int(rows.min(initial=inputs.n)),
+            },
+        )
 
     def _inside(
         self, inputs: Inputs, labels: NDArray[np.int64]

@@ -1,5 +1,6 @@
 """Shingles of texts, against words and characters one after another."""
 
+import itertools
 import unicodedata
 
 import numpy as np
@@ -26,10 +27,21 @@ def reference(text, size, unit):
 
 def of(texts, size, unit):
     hashes, offsets = shingles(texts, size, unit)
-    return [hashes[a:b].tolist() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [hashes[a:b].tolist() for a, b in itertools.pairwise(offsets)]
 
 
-TEXTS = ["", " \n", "?!", "one", "One two", "a b c d e f g h", "挪威的首都是哪里？", "Cafe\u0301 café CAFÉ", "ﬁne fine", "x  y\tz"]
+TEXTS = [
+    "",
+    " \n",
+    "?!",
+    "one",
+    "One two",
+    "a b c d e f g h",
+    "挪威的首都是哪里？",
+    "Cafe\u0301 café CAFÉ",
+    "ﬁne fine",
+    "x  y\tz",
+]
 
 
 @given(st.lists(st.sampled_from(TEXTS) | st.text(max_size=30), max_size=8), st.integers(1, 6))

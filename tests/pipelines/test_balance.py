@@ -115,5 +115,6 @@ def test_the_ready_made_recipe(pool_of: Pools, tmp_path: Path) -> None:
     kept = rows.filter(pl.col("decision") == "kept")
     copies, chosen = job.manifest["select"]
     assert copies["use"] == "near-duplicates" and chosen["kept"] == kept.height == 40
-    assert dict(kept.group_by("source").len().iter_rows()) == {"a": 16, "b": 16, "c": 8}  # two ceilings of 40%, and the rest
+    # Two ceilings of 40%, and the rest.
+    assert dict(kept.group_by("source").len().iter_rows()) == {"a": 16, "b": 16, "c": 8}
     assert chosen["mixture"]["source"]["after"]["effective"] > chosen["mixture"]["source"]["before"]["effective"]

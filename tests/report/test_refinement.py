@@ -69,6 +69,13 @@ def test_of_many_clusters_both_ends_are_listed() -> None:
     assert render("t", "", [section], counts={})
 
 
+def test_clusters_that_were_given_keep_their_names() -> None:
+    one = step()
+    one["account"]["clusters"] = ["7", "12", "99"]
+    (section,) = made(one)
+    assert [row[0] for row in tables(section)[1].rows] == ["cluster 7", "cluster 12", "cluster 99"]
+
+
 def test_two_such_steps_and_none() -> None:
     assert [s.title for s in made(step(), step(name="again"))] == [
         "Rounds of refinement: diverse",

@@ -195,7 +195,7 @@ def test_a_cross_encoder_is_asked_in_both_orders(crosses: str, similarity: Any, 
     np.testing.assert_allclose(found["consistency"].to_pylist(), [np.mean(values), 0.5], atol=1e-5)
     assert found["cut"].to_pylist() == [1, 0]
     assert "transformers" in scorer.describe()["backend"] and scorer.describe()["similarity"] == similarity
-    check_scorer(scorer, asked([("q", f"a {i}") for i in range(6)], sampled(*[[f"b {i}", "c"] for i in range(6)])))
+    check_scorer(scorer, asked([("q", f"a {i}") for i in range(4)], sampled(*[[f"b {i}", "c"] for i in range(4)])))
 
 
 def test_what_consistency_refuses(tmp_path: Path, crosses: str) -> None:
@@ -232,9 +232,8 @@ def test_the_identity_says_how_answers_were_compared(crosses: str) -> None:
 # -- samples -----------------------------------------------------------------------------------------------------------
 
 
-def test_samples_keep_the_laws(tiny: str) -> None:
+def test_samples_are_stored_as_they_were_drawn(tiny: str) -> None:
     scorer = Samples(model=tiny, samples=2, new_tokens=6, max_tokens=230)
-    check_scorer(scorer, odd_examples().slice(0, 30))
     found = scorer.score(odd_examples())
     stored = [json.loads(row) for row in found["answers"].to_pylist() if row is not None]
     assert stored and all(len(row) == 2 and set(row[0]) == {"text", "finished"} for row in stored)
@@ -293,22 +292,6 @@ def test_what_samples_refuses(tiny: str, tmp_path: Path) -> None:
 
 
 # -- self-reflection ---------------------------------------------------------------------------------------------------
-
-
-def test_self_reflection_keeps_the_laws(tmp_path: Path) -> None:
-    from transformers import LlamaConfig
-
-    config = LlamaConfig(
-        vocab_size=512, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=2048, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
-    model = str(save_tiny_model(tmp_path / "long", config))
-    table = odd_examples().filter(pa.array([n < 2_000 for n in odd_examples()["chars"].to_pylist()])).slice(0, 16)
-    scorer = SelfReflection(model=model)
-    check_scorer(scorer, table)
-    found = scorer.score(table)
-    assert found["certainty"].null_count < table.num_rows
-    assert np.ptp(found["certainty"].drop_null().to_numpy()) > 1e-4  # else it says nothing
 
 
 def test_self_reflection_follows_each_letter_of_the_first_turn(tiny: str, script: Any) -> None:

@@ -138,6 +138,15 @@ def test_which_turn_is_judged_and_what_came_before_it(tiny_model: Path) -> None:
     assert last.score(table([untrained]))["reason"].to_pylist() == ["no assistant turn to judge"]
 
 
+def test_the_gap_of_several_turns_is_their_mean(tiny_model: Path) -> None:
+    """Of the first turn the order decides, 1 or 5; the second has 3 in any order.  Break it: mix turns and orders."""
+    first = lambda turns: "1" if upwards(turns) else "5"  # noqa: E731
+    chooses = lambda turns: {first(turns) if fenced(turns[-2][1])["answer"] == "1" else "3": 1.0}  # noqa: E731
+    talk = [*ask("One?", "1"), *ask("Two?", "2")]
+    (row,) = judge(tiny_model, chooses, turns="all").score(table([talk])).to_pylist()
+    np.testing.assert_allclose([row["rating"], row["order_gap"], row["top"]], [3.0, (1 - 5) / 2, 3.0])
+
+
 def test_calls_results_and_tools_are_shown_and_thinking_is_not(tiny_model: Path) -> None:
     call = '[{"name": "weather"}]'
     talk = [

@@ -238,7 +238,13 @@ def test_a_row_without_an_answer_has_no_gap(reward_model: Path) -> None:
 def test_batches_change_no_reward(kind: str, reward_model: Path, tmp_path: Path) -> None:
     """Also where what stands behind a row is seen, but for the mask."""
     if kind == "bidirectional":
-        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+        sizes = {
+            "initializer_range": 1.0,
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+        }
         config = transformers.BertConfig(vocab_size=512, max_position_embeddings=64, num_labels=1, **sizes)
         torch.manual_seed(1)
         transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "bert")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import sys
@@ -19,7 +20,9 @@ from curate.scorers import MiniLM, Sentence
 from tests.engines import PYTHON, needs_vllm
 from tests.scorers.test_minilm import TEXTS, table, vectors
 
-pytest.importorskip("sentence_transformers")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("sentence_transformers") is None, reason="sentence-transformers is not installed"
+)
 
 
 @pytest.fixture(scope="module")

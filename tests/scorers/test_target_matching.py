@@ -8,6 +8,8 @@ from collections import Counter
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from curate.example import MESSAGE_TYPE
 from curate.exceptions import InputError, StageError
@@ -144,6 +146,14 @@ def test_round_robin_takes_it_as_it_comes():
     scorer = fitted(BM25(), sample(pool, [("add numbers", "maths"), ("a song", "music")]))
     x = np.array(scorer.score(rows(pool))["bm25"].to_pylist(), dtype=np.float32)
     assert set(RoundRobin(targets=scorer.labels_).select(x, 4).indices.tolist()) == {0, 1, 2, 3}
+
+
+@given(st.text())
+def test_a_prompt_is_known_by_its_letters_and_digits(text):
+    letters = "".join(c for c in text.casefold() if c.isalnum())
+    assert prompt_digest([{"role": "user", "content": text}]) == prompt_digest(
+        [{"role": "system", "content": "s"}, {"role": "user", "content": letters or text}]
+    )
 
 
 @pytest.mark.parametrize("scorer", [BM25, DSIR])

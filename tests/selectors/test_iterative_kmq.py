@@ -66,7 +66,7 @@ def test_the_cluster_with_more_to_learn_grows_as_the_rule_says() -> None:
     first, second, last = found.account["rounds"]
     assert first["score"] == second["score"] == [0, 0, 1, 0] and "score" not in last and "asked" not in last
     assert first["asked"] == first["answered"] == 4 * math.ceil(75 / 2)
-    assert len(learn.calls) == 2
+    assert len(learn.calls) == 2 and found.account["clusters"] == ["0", "1", "2", "3"]
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])

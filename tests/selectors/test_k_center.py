@@ -18,7 +18,7 @@ def test_by_hand():
     assert chosen.indices.tolist() == [4, 3, 0]
     # 10 is 6 from 4, 0 is 4 from 4; of those left, 1 is 1 from 0 and 2 is 2 from 4 and from 0.
     np.testing.assert_array_equal(chosen.basis, [4, 1, 2, 6, np.nan])
-    assert chosen.account == {"rows": 3, "radius": 2.0, "passes": chosen.account["passes"]}
+    assert chosen.account == {"rows": 3, "radius": 2.0}
     assert chosen.reasons().tolist() == [None, *["after the last row kept, in the order of choice"] * 2, None, None]
     assert not chosen.excluded.any()
 
@@ -38,6 +38,8 @@ def test_the_radius_is_at_most_twice_the_smallest():
 def test_the_first_row():
     assert KCenter(first="best").select(LINE, 1, quality=np.array([1.0, 3, 3, 2, 0])).indices.tolist() == [1]
     assert KCenter().select(np.array([[0.0], [2.0]]), 1).indices.tolist() == [0]  # both as near to the mean
+    low = np.array([1.0, 1, 1, 1, 0])  # 4 is the central one, but is left out
+    assert KCenter(min_quality=1).select(LINE, 1, quality=low).indices.tolist() == [2]
     for selector, asks in ((KCenter(first="best"), "first='best'"), (KCenter(min_quality=1), "min_quality")):
         with pytest.raises(InputError, match=f"KCenter: {asks} asks for quality=, one number a row; none was given"):
             selector.select(LINE, 1)

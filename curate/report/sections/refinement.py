@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,11 +33,13 @@ def _section(step: Mapping[str, Any], title: str) -> Section:
     chosen = np.array([one["chosen"] for one in rounds], dtype=np.int64)
     weights = np.array([one["weights"] for one in rounds])
     scores = np.array([one["score"] for one in rounds if "score" in one], dtype=np.float64).reshape(-1, sizes.size)
-    names = [f"cluster {i}" for i in range(sizes.size)]
+    names = [f"cluster {name}" for name in account.get("clusters") or range(sizes.size)]
     picks = {f"round {r + 1}": line for r, line in enumerate(chosen)}
     blocks: list[Block] = [Text(_meaning(step)), _rounds(step, chosen, weights)]
     blocks += [Text(text) for text in _untold(step)]
-    return Section(title, [*blocks, composition("cluster", names, picks), *_clusters(sizes, chosen, weights, scores)])
+    return Section(
+        title, [*blocks, composition("cluster", names, picks), *_clusters(names, sizes, chosen, weights, scores)]
+    )
 
 
 def _meaning(step: Mapping[str, Any]) -> str:
@@ -87,7 +89,11 @@ def _untold(step: Mapping[str, Any]) -> list[str]:
 
 
 def _clusters(
-    sizes: NDArray[np.int64], chosen: NDArray[np.int64], weights: NDArray[np.float64], scores: NDArray[np.float64]
+    names: Sequence[str],
+    sizes: NDArray[np.int64],
+    chosen: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    scores: NDArray[np.float64],
 ) -> list[Block]:
     """List clusters by what became of their weight, those that gained most first; of many, both ends."""
     gain = np.log(weights[-1] / weights[0])
@@ -100,7 +106,7 @@ def _clusters(
         means = [None if np.isnan(s) else signed(float(s), 3) for s in scores[:, i]]
         rows.append(
             [
-                f"cluster {i}",
+                names[i],
                 int(sizes[i]),
                 Share(float(sizes[i] / sizes.sum())),
                 *shares,
