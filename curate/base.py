@@ -524,6 +524,8 @@ class Selector(Parameters, ABC):
     x_name: ClassVar[str] = "scores"
     """What ``x`` is: "scores" (n,), "features" (n, d) or "nothing" (only its length counts)."""
     needs_groups: ClassVar[bool] = False
+    needs_quality: ClassVar[bool] = False
+    """Whether rows are taken by ``quality``, so that it cannot be left out."""
     needs_learner: ClassVar[bool] = False
     """Whether it works in rounds, between which ``learn`` is called."""
     leaves_out_nan: ClassVar[bool] = False
@@ -580,6 +582,8 @@ class Selector(Parameters, ABC):
         labels, names = _labels(groups, n, "groups", caller=caller)
         if self.needs_groups and labels is None:
             raise InputError(f"{caller}: needs groups=, one label a row.")
+        if self.needs_quality and quality is None:
+            raise InputError(f"{caller}: needs quality=, the score by which rows are taken, higher first.")
         if self.needs_learner and learn is None:
             raise InputError(f"{caller}: needs learn=, what is to be learned from between its rounds.")
         if limits is not None:

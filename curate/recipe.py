@@ -500,6 +500,8 @@ class Recipe:
             refs[key] = None if value is None else self.reference(str(value), (*at, key))
         if cls.x_name == "scores" and refs["on"] is None:
             raise self.error(at, f"{spec['use']} chooses by a score; add 'on: SCORER' or 'on: SCORER.COLUMN'.")
+        if cls.needs_quality and refs["quality"] is None:
+            raise self.error(at, f"{spec['use']} takes rows by a score; add 'quality: SCORER' (or SCORER.COLUMN).")
         if cls.x_name != "scores" and refs["on"] is not None:
             raise self.error((*at, "on"), f"{spec['use']} chooses by {cls.x_name}, not by a score; drop 'on'.")
         if "largest" in fields and "largest" not in params and refs["on"] and self.direction(refs["on"]) is False:

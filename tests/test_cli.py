@@ -269,4 +269,4 @@ def test_the_debug_option_shows_the_traceback() -> None:
 
 def test_version_and_list() -> None:
     assert curate("--version").stdout.startswith("curate 0.")
-    assert "scorers: attribution, column, donod, gradients, grape, hashed-ngrams," in curate("list").stdout
+    assert "scorers: attribution, bm25, clusters, column, consistency, contamination," in curate("list").stdout

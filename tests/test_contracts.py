@@ -38,6 +38,7 @@ SCORERS = {
         {"model": "MODEL", "device": "cpu", "dims": 32, "warm_up": WarmUp(epochs=2, batch=4, lora=Lora(r=2))},
     ],
     "attribution": [{"of": "vectors"}, {"of": "vectors", "overlap": "keep"}],
+    "clusters": [{"of": "vectors", "clusters": 4}],
     "dsir": [{}, {"text": "prompt", "normalise": "sum", "overlap": "keep", "buckets": 512}],
     "bm25": [{}, {"text": "both", "overlap": "keep", "b": 0.0}],
     "contamination": [{}, {"n": 2, "answers": True, "common": 0.5}],
@@ -105,7 +106,7 @@ def test_scorers(word, params, tiny_model):
     examples = odd_examples()
     if word in SLOW:
         examples = examples.filter(pc.less(examples["chars"], 200)).slice(0, 16)
-    if word == "attribution":  # the first rows are targets: what asks the same has no influence
+    if word in ("attribution", "clusters"):  # the first rows are targets: what asks the same has no influence
         examples = examples.append_column("vector", vectors(examples.num_rows))
     if word == "consistency":
         examples = examples.append_column("answers", answers(examples.num_rows))

@@ -129,7 +129,7 @@ class Fitting:
                 self._on_vectors_of_targets(stage, stages)
             else:
                 self._on_rows(stage)
-        if stage.fitted and stage.scorer.of is not None:
+        if stage.fitted and (stage.scorer.of is not None or stage.scorer.fits_on == "both"):
             stage.scorer.load(read_state(self.store, stage.key))  # its columns can depend on it
         return stage
 

@@ -23,6 +23,7 @@ from curate.pipelines import gather
 from curate.pipelines.index import Index
 from curate.pipelines.refine import Refinement
 from curate.pipelines.store import Store
+from curate.pipelines.vectors import rows_of
 from curate.pipelines.worker import Stage
 from curate.recipe import Recipe, Step
 
@@ -231,7 +232,7 @@ def _step(
         quota = step.quota.quota()
     if selector.x_name == "features":
         assert vectors is not None
-        x: Any = vectors if alive.size == index.n else vectors[alive]
+        x: Any = vectors if alive.size == index.n else rows_of(vectors, alive)
     elif selector.x_name == "scores":
         x = columns["on"] if alive.size == index.n else columns["on"][alive]
     else:

@@ -12,6 +12,7 @@ import errno
 import io
 import os
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -72,6 +73,27 @@ def mapped(store: Store, name: str, shape: tuple[int, int], fill: Fill, kind: An
         raise _no_room(kept.parent, size, str(error)) from error
     if size > _allowed():
         kept.unlink()  # the map goes on to be readable, and its room is free when it is let go
+    return out
+
+
+_IN_MEMORY = 2**24
+"""Bytes up to which some rows of a map are simply copied."""
+_BLOCK = 2**14
+"""Rows that are copied at once."""
+
+
+def rows_of(matrix: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
+    """Return some rows of a map, read-only: as a map again where they are many, in a file that is gone when it is."""
+    size = rows.size * matrix[:1].nbytes
+    home = getattr(matrix, "filename", None)
+    if home is None or size <= _IN_MEMORY:
+        return matrix[rows]
+    with tempfile.TemporaryFile(dir=Path(home).parent) as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+        out = np.memmap(file, dtype=matrix.dtype, mode="r+", shape=(rows.size, *matrix.shape[1:]))
+    for start in range(0, rows.size, _BLOCK):
+        out[start : start + _BLOCK] = matrix[rows[start : start + _BLOCK]]
+    out.flags.writeable = False
     return out
 
 

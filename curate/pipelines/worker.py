@@ -229,8 +229,11 @@ def _write(store: Store, stage: Stage, part: str, ids: pa.ChunkedArray, scored: 
     """Write a stage's sidecar of one part: its columns in order, and a vector's numbers in a file of their own."""
     if stage.wide:
         vectors = scored.column(0).combine_chunks()
-        flat = vectors.values.to_numpy(zero_copy_only=False)[vectors.offset * vectors.type.list_size :]
-        matrix = flat[: len(vectors) * vectors.type.list_size].reshape(len(vectors), -1)
+        values = vectors.values
+        if pa.types.is_integer(values.type):  # what stands below a null is null too, and would make all of it float64
+            values = values.fill_null(0)
+        flat = values.to_numpy(zero_copy_only=False)[vectors.offset * vectors.type.list_size :]
+        matrix = flat[: len(vectors) * vectors.type.list_size].reshape(len(vectors), vectors.type.list_size)
         missing = np.asarray(vectors.is_null())
         if missing.any():
             blank = matrix.dtype.type("nan" if matrix.dtype.kind == "f" else 0)

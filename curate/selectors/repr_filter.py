@@ -37,6 +37,7 @@ class ReprFilter(Selector):
         'Liu, Zeng, He, Jiang & He 2024, "What Makes Good Data for Alignment? A Comprehensive Study of Automatic Data '
         'Selection in Instruction Tuning" (DEITA, arXiv:2312.15685)'
     )
+    needs_quality: ClassVar[bool] = True
     x_name: ClassVar[str] = "features"
 
     threshold: float = 0.9
@@ -48,8 +49,7 @@ class ReprFilter(Selector):
 
     def _rank(self, inputs: Inputs, k: int) -> Ranking:
         assert inputs.x is not None
-        if inputs.quality is None:
-            raise InputError("ReprFilter: needs quality=, the score by which rows are walked, higher first.")
+        assert inputs.quality is not None
         order = best_first(inputs.quality)
         found = unlike(inputs.x, order, self.threshold, k)
         beyond = np.zeros(inputs.n, dtype=bool)

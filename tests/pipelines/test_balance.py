@@ -16,7 +16,7 @@ from curate.pipelines.view import view
 from curate.recipe import Recipe
 from curate.report.blocks import Table
 from curate.report.sections.composition import sections
-from tests.conftest import ROOT, rows_of
+from tests.conftest import rows_of
 from tests.pipelines.helpers import ledger
 
 Pools = Callable[..., Path]

@@ -1,78 +1,93 @@
-"""Exact, near and semantic duplicates in a run: the ledger names the row that stands for each dropped one."""
-
-from __future__ import annotations
+"""Near-duplicates and leaks in a run: what is kept, what stands for what, and what the ledger shows of it."""
 
 import json
-from pathlib import Path
-from typing import Any
 
+import numpy as np
 import polars as pl
+import pytest
 
-from curate.seeding import rng_for
-from tests.conftest import conversation, write_jsonl
+from curate.exceptions import StageError
 from tests.pipelines.helpers import kept_ids, ledger, run
 
-DEDUP: dict[str, Any] = {
-    "scorers": {
-        "rating": {"use": "column", "column": "rating", "higher_is_better": True},
-        "digests": {"use": "text-digest"},
-        "signatures": {"use": "minhash", "places": 64},
-        "vectors": {"use": "hashed-ngrams", "text": "both", "dim": 16},
-    },
-    "select": [
-        {"use": "exact-duplicates", "features": "digests", "quality": "rating", "name": "exact"},
-        {"use": "near-duplicates", "features": "signatures", "quality": "rating", "name": "near"},
-        {"use": "sem-dedup", "features": "vectors", "epsilon": 1e-6, "quality": "rating", "name": "semantic"},
-    ],
-}
+WORDS = "the quick brown fox jumps over one lazy dog while seven old owls sleep in the tall dark tree near a still lake"
 
 
-def rows() -> list[dict[str, Any]]:
-    """40 families: a row, the same in capitals, the same but for a word, the same words in another order."""
-    out = []
-    for i in range(40):
-        words = [f"w{j}" for j in rng_for(i, "dedup").integers(0, 10**6, 120).tolist()]
-        changed = [*words[:60], "changed", *words[61:]]
-        variants = [words, [w.upper() for w in words], changed, words[::-1]]
-        for v, variant in enumerate(variants):
-            messages = conversation(" ".join(variant[:40]), " ".join(variant[40:]))
-            out.append({"messages": messages, "rating": (i + v) % 4, "family": i, "variant": v})
-    return out
+def write(path, rows):
+    with path.open("w") as out:
+        for prompt, response in rows:
+            turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+            out.write(json.dumps({"messages": turns}) + "\n")
+    return path
 
 
-def test_the_best_of_each_family_stays_and_is_named(tmp_path: Path) -> None:
-    job = run(write_jsonl(tmp_path / "pool.jsonl", rows()), tmp_path / "run", **DEDUP)
-    told = ledger(job)
-    named = {r["id"]: r for r in rows_by_id(job)}
-    near = told.filter(pl.col("stage").str.contains("near") & (pl.col("decision") == "dropped"))
-    exact = told.filter(pl.col("stage").str.contains("exact") & (pl.col("decision") == "dropped"))
-    assert exact.height == 40 and near.height == 40  # capitals; a changed word
-    for row in [*exact.iter_rows(named=True), *near.iter_rows(named=True)]:
-        dropped, stands = named[row["id"]], named[row["duplicate_of"]]
-        assert dropped["family"] == stands["family"] and dropped["rating"] <= stands["rating"]
-    assert (exact["score"] == 1).all() and near["score"].is_between(0.8, 1).all()
-    steps = json.loads((tmp_path / "run" / "manifest.json").read_text())["select"]
-    assert [s["account"]["groups"] for s in steps[:2]] == [40, 40] and steps[1]["account"]["standard_error"] == 0.05
-
-
-def rows_by_id(job: Any) -> list[dict[str, Any]]:
-    examples = pl.read_parquet(f"{job.store.root}/examples/*.parquet").select("id", "extra")
-    return [{"id": i, **json.loads(extra)} for i, extra in examples.iter_rows()]
-
-
-def test_neither_shards_nor_the_order_of_rows_matter(tmp_path: Path) -> None:
-    jobs = [
-        run(write_jsonl(tmp_path / f"{name}.jsonl", pool), tmp_path / name, shard_rows=shard, **DEDUP)
-        for name, pool, shard in (("one", rows(), 1000), ("other", rows()[::-1], 23))
+@pytest.fixture
+def pool(tmp_path):
+    """A text with a near copy that says more, an exact copy, a text of its own, and one without any words."""
+    own = "completely other words about mountains, rivers, bread, music and the price of a ticket to the moon"
+    rows = [
+        ("Tell it.", f"{WORDS} and nothing else happens there at all on that long quiet evening"),
+        ("Tell it.", f"{WORDS} and nothing else happens there at all on that long quiet evening indeed"),
+        ("Tell it.", f"{WORDS} and nothing else happens there at all on that long quiet evening"),
+        ("Say it.", own),
+        ("…", "!"),
     ]
-    assert kept_ids(jobs[0]) == kept_ids(jobs[1])
-    columns = ["id", "decision", "stage", "score", "duplicate_of"]
-    one, other = (ledger(job).select(columns).sort("id") for job in jobs)
-    assert one.equals(other)
+    return write(tmp_path / "pool.jsonl", rows)
 
 
-def test_a_row_without_words_is_told(tmp_path: Path) -> None:
-    pool = [*rows()[::4], {"messages": conversation("?!", "…"), "rating": 1, "family": -1, "variant": 0}]
-    told = ledger(run(write_jsonl(tmp_path / "pool.jsonl", pool), tmp_path / "run", **DEDUP))
-    dropped = told.filter(pl.col("decision") == "dropped")
-    assert dropped.height == 1 and "no words" in dropped["reason"][0]
+SCORERS = {
+    "signatures": {"use": "minhash"},
+    "heuristics": {"use": "text-heuristics"},
+}
+STEP = {"use": "near-duplicates", "features": "signatures", "quality": "heuristics.response_words"}
+
+
+@pytest.mark.parametrize("shard_rows", [1, 64])
+def test_the_better_copy_stays_and_is_named(pool, tmp_path, shard_rows):
+    job = run(pool, tmp_path / "run", scorers=SCORERS, select=[STEP], shard_rows=shard_rows)
+    rows = ledger(job).sort("row").to_dicts()
+    assert [r["decision"] for r in rows] == ["dropped", "kept", "duplicate", "kept", "dropped"]
+    assert rows[0]["duplicate_of"] == rows[1]["id"]
+    assert rows[2]["duplicate_of"] == rows[0]["id"]  # to the letter, of a row that is itself a near copy
+    assert rows[0]["score"] >= 0.8 and rows[0]["threshold"] == 0.8
+    assert rows[3]["duplicate_of"] is None
+    assert rows[4]["reason"].startswith("no signatures: ")
+
+
+def test_a_row_without_a_signature_changes_no_type(pool, tmp_path):
+    job = run(pool, tmp_path / "run", scorers=SCORERS, select=[STEP])
+    (stage,) = job.store.list("features")
+    (file,) = (tmp_path / "run/features" / stage).glob("*.npy")
+    stored = np.load(file)
+    assert stored.dtype == np.uint32 and not stored[-1].any() and stored[0].any()
+
+
+def test_a_leak_is_shown_in_the_ledger(pool, tmp_path):
+    test = write(tmp_path / "test.jsonl", [(f"Is it so that {WORDS.upper()}?", "yes")])
+    select = [{"use": "threshold", "on": "leaks", "max": 0}]
+    more = {"benchmarks": {"owls": {"path": str(test)}}, "scorers": {"leaks": {"use": "contamination"}}}
+    job = run(pool, tmp_path / "run", select=select, **more)
+    rows = ledger(job).filter(pl.col("decision") == "dropped")
+    assert rows.height == 2 and rows["reason"].str.contains("owls").all()
+    assert rows["reason"].str.contains("quick brown fox jumps over one lazy dog").all()
+    other = write(
+        tmp_path / "test.jsonl", [("Something else is asked here, at some length, about a very old tower", "no")]
+    )
+    again = run(
+        pool, tmp_path / "run", select=select, benchmarks={"owls": {"path": str(other)}}, scorers=more["scorers"]
+    )
+    assert len(kept_ids(again)) == 4  # other benchmarks, other scores
+
+
+def test_a_pool_of_leaks_alone(tmp_path):
+    text = f"{WORDS} again"
+    pool = write(tmp_path / "pool.jsonl", [(text, str(i)) for i in range(3)])
+    more = {
+        "benchmarks": {"owls": {"path": str(pool)}},
+        "scorers": {"leaks": {"use": "contamination"}},
+        "select": [{"use": "threshold", "on": "leaks", "max": 0}],
+    }
+    job = run(pool, tmp_path / "run", **more)
+    assert job.manifest["decisions"] == {"dropped": 3} and kept_ids(job) == []
+    with pytest.raises(StageError, match="of which 0 may be chosen"):
+        steps = [{"use": "threshold", "on": "leaks", "max": 0, "budget": 1}]
+        run(pool, tmp_path / "other", **more | {"select": steps})

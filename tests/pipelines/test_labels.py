@@ -60,7 +60,10 @@ def test_groups_by_a_label(pool, tmp_path):
 @pytest.mark.parametrize(
     ("step", "words"),
     [
-        ({"quota": {"by": "topics"}}, r"'topics' tells no groups of rows; did you mean 'topic\.label'\? What does: source"),
+        (
+            {"quota": {"by": "topics"}},
+            r"'topics' tells no groups of rows; did you mean 'topic\.label'\? What does: source",
+        ),
         ({"quota": {"by": "rating.value"}}, "'rating.value' tells no groups"),
         ({"on": "topic"}, "'topic' is a text; a score column was asked"),
     ],
@@ -74,3 +77,9 @@ def test_the_ledger_of_labels_is_like_any_other(pool, tmp_path):
     job = run(pool, tmp_path / "run", scorers=SCORERS, select=[{"use": "top-k", "on": "rating", "budget": 9}])
     rows = ledger(job)
     assert rows.height == 60 and rows["duplicate_of"].null_count() == 60
+
+
+def test_a_selector_that_takes_rows_by_quality_asks_for_it_early(pool):
+    scorers = {**SCORERS, "ngrams": {"use": "hashed-ngrams"}}
+    with pytest.raises(RecipeError, match="repr-filter takes rows by a score; add 'quality: SCORER' "):
+        recipe(pool, scorers=scorers, select=[{"use": "repr-filter", "features": "ngrams", "budget": 5}])

@@ -56,3 +56,26 @@ def test_vectors_are_fetched_once_and_their_copies_are_bounded(tmp_path: Path, m
 
 def broken(out: np.ndarray) -> None:
     raise OSError("no store")
+
+
+def test_some_rows_of_a_map_are_a_map_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectors, "_IN_MEMORY", 1000)
+    monkeypatch.setattr(vectors, "_BLOCK", 7)
+    store = Store(str(tmp_path))
+
+    def fill(out: np.ndarray) -> None:
+        out[:] = np.arange(100 * 6).reshape(100, 6)
+
+    whole = vectors.mapped(store, "stage-1-2.npy", (100, 6), fill, np.uint32)
+    rows = np.flatnonzero(np.arange(100) % 3)
+    found = vectors.rows_of(whole, rows)
+    assert isinstance(found, np.memmap) and found.dtype == np.uint32
+    assert np.array_equal(found, np.asarray(whole)[rows])
+    with pytest.raises(ValueError, match="read-only"):
+        found[0] = 1
+    assert os.listdir(tmp_path / ".curate/pool") == ["stage-1-2.npy"]  # nothing to clear away, whatever happens
+    few = vectors.rows_of(whole, rows[:3])
+    assert np.array_equal(few, np.asarray(whole)[rows[:3]])
+    vectors.mapped(store, "stage-3-2.npy", (100, 6), fill, np.uint32)
+    vectors.mapped(store, "other-1-2.npy", (100, 6), fill, np.uint32)
+    assert sorted(os.listdir(tmp_path / ".curate/pool")) == ["other-1-2.npy", "stage-3-2.npy"]

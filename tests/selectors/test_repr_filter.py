@@ -45,9 +45,7 @@ def test_rows_that_are_all_the_same_or_zero():
 
 
 def test_what_it_refuses():
-    with pytest.raises(
-        InputError, match="ReprFilter: needs quality=, the score by which rows are walked, higher first"
-    ):
+    with pytest.raises(InputError, match="ReprFilter: needs quality=, the score by which rows are taken, higher first"):
         ReprFilter().select(X, 2)
     for wrong in (1.5, float("nan")):
         with pytest.raises(InputError, match=f"a threshold from -1 to 1, a cosine, was asked; {wrong} was found"):
