@@ -91,3 +91,23 @@ def test_a_pool_of_leaks_alone(tmp_path):
     with pytest.raises(StageError, match="of which 0 may be chosen"):
         steps = [{"use": "threshold", "on": "leaks", "max": 0, "budget": 1}]
         run(pool, tmp_path / "other", **more | {"select": steps})
+
+
+def test_scores_towards_targets_that_are_there_already(pool, tmp_path):
+    """A stage that learned from targets knows how many columns it has, though nothing of it is computed any more."""
+    write(tmp_path / "pool.jsonl", [(f"Say {word} twice.", f"{word} {word}") for word in WORDS.split()])
+    target = write(tmp_path / "target.jsonl", [("Who sleeps in the tree?", "owls sleep"), ("Who jumps?", "a fox")])
+    more = {
+        "targets": {"sets": {"animals": {"path": str(target)}}},
+        "scorers": {"bm25": {"use": "bm25"}, "dsir": {"use": "dsir"}},
+    }
+
+    def choose(budget):
+        step = {"use": "round-robin", "features": "bm25", "budget": budget}
+        return run(pool, tmp_path / "run", select=[step], **more)
+
+    first = kept_ids(choose(4))
+    job = choose(2)
+    assert kept_ids(job) == first[:2]
+    assert [stage["computed_now"] for stage in job.manifest["stages"].values()] == [0, 0]
+    assert job.manifest["stages"]["bm25"]["targets"][0]["drawn"] == 2
