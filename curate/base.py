@@ -523,6 +523,8 @@ class Selector(Parameters, ABC):
     nested: ClassVar[bool] = True
     x_name: ClassVar[str] = "scores"
     """What ``x`` is: "scores" (n,), "features" (n, d) or "nothing" (only its length counts)."""
+    codes: ClassVar[bool | None] = False
+    """Whether features are codes, whole numbers that are equal or not (digests, signatures); None: either will do."""
     needs_groups: ClassVar[bool] = False
     needs_quality: ClassVar[bool] = False
     """Whether rows are taken by ``quality``, so that it cannot be left out."""

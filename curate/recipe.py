@@ -508,14 +508,18 @@ class Recipe:
             params["largest"] = False  # the column says that lower is better
         features = spec.get("features")
         if cls.x_name == "features":
-            vectors = [n for n, s in self.scorers.items() if s.columns[0].vector is not None]
+            made = {n: s.columns[0].vector for n, s in self.scorers.items()}
+            codes = {n: vector[0].kind != "f" for n, vector in made.items() if vector is not None}
+            vectors = [n for n, whole in codes.items() if cls.codes in (None, whole)]
             if features is None and len(vectors) == 1:
                 features = vectors[0]
             if features not in vectors:
+                add = "signatures: {use: minhash}" if cls.codes else "ngrams: {use: hashed-ngrams}"
+                what = "digests or signatures" if cls.codes else "features"
                 raise self.error(
                     (*at, "features"),
-                    f"{spec['use']} needs features: one of "
-                    f"{', '.join(vectors) or '(this recipe has no feature scorer; add ngrams: {use: hashed-ngrams})'}; "
+                    f"{spec['use']} needs {what}: one of "
+                    f"{', '.join(vectors) or f'(this recipe has no scorer that makes them; add {add})'}; "
                     f"found {features!r}.",
                 )
         elif features is not None:

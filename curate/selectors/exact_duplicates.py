@@ -25,6 +25,7 @@ class ExactDuplicates(Selector):
 
     name: ClassVar[str] = "exact-duplicates"
     x_name: ClassVar[str] = "features"
+    codes: ClassVar[bool | None] = None
 
     def _rank(self, inputs: Inputs, k: int) -> Ranking:
         assert inputs.x is not None

@@ -47,6 +47,7 @@ class NearDuplicates(Selector):
         'Makes Language Models Better" (arXiv:2107.06499)'
     )
     x_name: ClassVar[str] = "features"
+    codes: ClassVar[bool | None] = True
 
     threshold: float = 0.8
     """Similarity from which on a row counts as a copy."""

@@ -83,3 +83,17 @@ def test_a_selector_that_takes_rows_by_quality_asks_for_it_early(pool):
     scorers = {**SCORERS, "ngrams": {"use": "hashed-ngrams"}}
     with pytest.raises(RecipeError, match="repr-filter takes rows by a score; add 'quality: SCORER' "):
         recipe(pool, scorers=scorers, select=[{"use": "repr-filter", "features": "ngrams", "budget": 5}])
+
+
+def test_signatures_are_no_vectors_and_vectors_no_signatures(pool):
+    scorers = {"ngrams": {"use": "hashed-ngrams"}, "signatures": {"use": "minhash"}}
+    steps = [{"use": "near-duplicates"}, {"use": "kmq", "budget": 5}]  # each finds its own
+    made = recipe(pool, scorers=scorers, select=steps)
+    assert [step.features for step in made.steps] == ["signatures", "ngrams"]
+    with pytest.raises(RecipeError, match="kmq needs features: one of ngrams; found 'signatures'"):
+        recipe(pool, scorers=scorers, select=[{"use": "kmq", "features": "signatures", "budget": 5}])
+    del scorers["signatures"]
+    with pytest.raises(
+        RecipeError, match=r"needs digests or signatures: one of \(this recipe has no scorer that makes"
+    ):
+        recipe(pool, scorers=scorers, select=[{"use": "near-duplicates"}])
