@@ -17,7 +17,7 @@ _PUBLIC = {
     "Corrector": "curate.base",
     "Connector": "curate.base",
     "Exporter": "curate.exporters.base",
-    "Selection": "curate.base",
+    "Selection": "curate.selection",
     "Recipe": "curate.recipe",
     "Run": "curate.pipelines.run",
     "CurateError": "curate.exceptions",
