@@ -14,7 +14,7 @@ _PUBLIC = {
     "Column": "curate.base",
     "Scorer": "curate.base",
     "Selector": "curate.base",
-    "Corrector": "curate.base",
+    "Corrector": "curate.correction",
     "Connector": "curate.base",
     "Exporter": "curate.exporters.base",
     "Selection": "curate.selection",

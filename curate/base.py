@@ -99,8 +99,9 @@ class Scorer(Parameters, ABC):
     """"cpu", or "model" for a stage that holds a model (and takes a GPU where there is one)."""
     fit_rows: ClassVar[int] = 0
     """How many examples ``fit`` wants to see; 0 for a scorer that learns nothing."""
-    fits_on: ClassVar[Literal["pool", "targets", "both", "benchmarks"]] = "pool"
-    """Whose examples it learns from: the pool's, those of the recipe's targets, both, or those of its benchmarks.
+    fits_on: ClassVar[Literal["pool", "targets", "both", "benchmarks", "kept"]] = "pool"
+    """Whose examples it learns from: the pool's, those of the recipe's targets, both, those of its benchmarks, or the
+    rows of the pool that the selection has kept where a correction uses it.
 
     Targets and benchmarks tell in "group" which set a row is of (null for a row of the pool); of targets "drawn" says
     whether a row is one of those that count, as many of each set."""
@@ -465,25 +466,6 @@ class Selector(Parameters, ABC):
             instead=ranking.instead,
             account=account,
         )
-
-
-@dataclass(frozen=True)
-class Corrections:
-    """What a corrector did to a batch: old and new travel together."""
-
-    messages: pa.Array
-    """The messages after correction, one list per row, in row order."""
-    changed: NDArray[np.bool_]
-    confidence: NDArray[np.float64]
-    """In [0, 1]; NaN where nothing changed."""
-    rule: list[str | None]
-
-
-class Corrector(Parameters, ABC):
-    """Rewrites responses.  Laws: a second pass changes nothing; a row it cannot mend comes back as it was."""
-
-    @abstractmethod
-    def correct(self, examples: pa.Table) -> Corrections: ...
 
 
 class Connector(Parameters, ABC):

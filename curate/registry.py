@@ -94,7 +94,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
 _CONTRACT = {
     "scorers": "curate.base:Scorer",
     "selectors": "curate.base:Selector",
-    "correctors": "curate.base:Corrector",
+    "correctors": "curate.correction:Corrector",
     "connectors": "curate.base:Connector",
     "exporters": "curate.exporters.base:Exporter",
 }
