@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 import numpy as np
@@ -25,12 +25,15 @@ class Role:
     """What a corrector needs to know of each row, and the scorer that finds it out unless the recipe names another."""
 
     scorer: str
-    columns: tuple[str, ...]
-    """Columns of it that the corrector reads."""
+    columns: tuple[str, ...] = ()
+    """Columns of it that the corrector reads; none: its first column, a number, which the corrector is given as
+    "value", so that any scorer with such a column will do."""
     of: str | None = None
     """The role whose stage that scorer reads."""
     optional: bool = False
-    """Whether the corrector can do without."""
+    """Whether the corrector can do without.  One that is ``of`` an optional role is needed where that one is given."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters of that scorer that it has by default here: {"prompt": "rewrite"}."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +76,12 @@ class Corrector(Parameters, ABC):
         """What ``Corrections.confidence`` is held against, for the ledger; None where it is held against nothing."""
         return None
 
+    @classmethod
+    def needed(cls, given: Collection[str]) -> list[str]:
+        """Return the roles that cannot be left out where those are given."""
+        optional = {name for name, role in cls.roles.items() if role.optional}
+        return [name for name, role in cls.roles.items() if name not in optional or role.of in optional & set(given)]
+
     def check(self) -> None:
         """Raise CurateError if correcting cannot work here: asked once, before a run starts."""
 
@@ -101,15 +110,19 @@ class Corrector(Parameters, ABC):
             If the subclass breaks law 1.
         """
         n = examples.num_rows
+        given = [name for name in evidence if evidence[name] is not None]
+        needed = self.needed(given)
         held: dict[str, list[Any]] = {}
         for name, role in self.roles.items():
             table = evidence.get(name)
             if table is None:
-                if not role.optional:
-                    raise InputError(f"{self.name}: evidence for {name!r} was asked; found {sorted(evidence)}.")
+                if name in needed:
+                    raise InputError(f"{self.name}: evidence for {name!r} was asked; found {sorted(given)}.")
                 held[name] = [None] * n
                 continue
-            wanted = [*role.columns, "reason"]
+            if not role.columns:
+                table = self._valued(name, table)
+            wanted = [*(role.columns or ("value",)), "reason"]
             if missing := [c for c in wanted if c not in table.column_names]:
                 raise InputError(f"{self.name}: {name!r} lacks the columns {missing}; found {table.column_names}.")
             if table.num_rows != n:
@@ -126,8 +139,8 @@ class Corrector(Parameters, ABC):
             if last is None or last.get("tool_calls"):
                 rule[i] = "no assistant turn" if last is None else "the answer calls tools"
                 continue
-            given = {name: column[i] for name, column in held.items()}
-            rows.append({"id": ids[i], "messages": messages, "answer": last["content"], **given})
+            found_out = {name: column[i] for name, column in held.items()}
+            rows.append({"id": ids[i], "messages": messages, "answer": last["content"], **found_out})
             able.append(i)
         if able:
             found = self._correct(rows)
@@ -145,6 +158,17 @@ class Corrector(Parameters, ABC):
                     raise StageError(f"{self.name}: row {i} is to be replaced by what it says already.")
             confidence[able] = found.confidence
         return Corrections(action, answer, confidence, rule)
+
+    def _valued(self, name: str, table: pa.Table) -> pa.Table:
+        """Return the evidence with its first column as "value"; InputError unless that is a number."""
+        import pyarrow as pa
+
+        first = next((c for c in table.column_names if c not in ("id", "reason")), None)
+        if first is None or not (pa.types.is_floating(kind := table[first].type) or pa.types.is_integer(kind)):
+            found = "no column" if first is None else f"{first!r}, {kind}"
+            raise InputError(f"{self.name}: of {name!r} the first column is read, a number; found {found}.")
+        reason = {"reason": table["reason"]} if "reason" in table.column_names else {}
+        return pa.table({"value": table[first], **reason})
 
 
 def answered(messages: Sequence[Mapping[str, Any]], answer: str) -> list[dict[str, Any]]:

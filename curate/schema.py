@@ -41,12 +41,12 @@ STEP_FIELDS: dict[str, dict[str, Any]] = {
 def recipe_schema() -> dict[str, Any]:
     """Return the schema of a recipe as a JSON-compatible mapping (draft 2020-12)."""
     from curate.connectors.source import Source
-    from curate.recipe import QuotaSpec, _Document
+    from curate.recipe_parts import Document, QuotaSpec
 
-    schema = _described(_Document.model_json_schema(), _Document)
+    schema = _described(Document.model_json_schema(), Document)
     definitions: dict[str, Any] = schema.setdefault("$defs", {})
     for name, definition in list(definitions.items()):
-        model = next((m for m in _models(_Document) if m.__name__ == name), None)
+        model = next((m for m in _models(Document) if m.__name__ == name), None)
         if model is not None:
             definitions[name] = _described(definition, model)
     definitions["Source"] = _of_class(Source, definitions)
@@ -59,10 +59,27 @@ def recipe_schema() -> dict[str, Any]:
     properties["scorers"]["additionalProperties"] = _choice("scorers", {}, definitions)
     steps = {**STEP_FIELDS, "quota": {"$ref": "#/$defs/Quota", "description": "Shares of the groups in what is kept."}}
     properties["select"]["items"] = _choice("selectors", steps, definitions)
+    properties["correct"]["items"] = _choice("correctors", CORRECTION_FIELDS, definitions)
     if "exports" in properties:
         properties["exports"]["items"] = _choice("exporters", EXPORT_FIELDS, definitions)
     return {"$schema": DIALECT, **schema, "title": "A recipe of curate"}
 
+
+CORRECTION_FIELDS: dict[str, dict[str, Any]] = {
+    "name": {"type": "string", "description": "What the ledger calls the correction; its word when absent."},
+    "after": {
+        "type": "string",
+        "description": "The step of the selection that it follows; the last when absent, or start.",
+    },
+    "rows": {
+        "enum": ["all", "kept", "dropped"],
+        "description": "Which of the rows that went into that step it looks at.",
+    },
+    "revert": {
+        "anyOf": [{"const": "all"}, {"type": "array", "items": {"type": "string"}}],
+        "description": "Ids whose answers stay as they were.",
+    },
+}
 
 EXPORT_FIELDS: dict[str, dict[str, Any]] = {
     "name": {"type": "string", "description": "Names the folder under exports/, and the data where a trainer asks."},
@@ -75,9 +92,11 @@ EXPORT_FIELDS: dict[str, dict[str, Any]] = {
 
 def _models(root: type[BaseModel]) -> list[type[BaseModel]]:
     """Return the models that the fields of ``root`` are made of."""
-    from curate import recipe
+    from curate import recipe_parts
 
-    return [m for m in vars(recipe).values() if isinstance(m, type) and issubclass(m, BaseModel) and m is not root]
+    return [
+        m for m in vars(recipe_parts).values() if isinstance(m, type) and issubclass(m, BaseModel) and m is not root
+    ]
 
 
 def _choice(kind: registry.Kind, more: dict[str, dict[str, Any]], definitions: dict[str, Any]) -> dict[str, Any]:
@@ -90,6 +109,10 @@ def _choice(kind: registry.Kind, more: dict[str, dict[str, Any]], definitions: d
         own["properties"] = {
             "use": {"const": word, "description": own.get("description", "")},
             **own.get("properties", {}),
+            **{
+                role: {"anyOf": [{"type": "string"}, {"type": "object"}], "description": _role(needed)}
+                for role, needed in getattr(cls, "roles", {}).items()
+            },
             **more,
         }
         definitions[f"{kind}.{word}"] = own
@@ -101,6 +124,10 @@ def _choice(kind: registry.Kind, more: dict[str, dict[str, Any]], definitions: d
         )
     required = [] if kind == "scorers" else ["use"]  # a scorer's own name is its word when it says no other
     return {"type": "object", "properties": {"use": {"enum": words}}, "required": required, "allOf": branches}
+
+
+def _role(needed: Any) -> str:
+    return f"A scorer of the recipe by its name, or an entry for one of its own ({needed.scorer}, unless it says use)."
 
 
 def _of_class(cls: type, definitions: dict[str, Any]) -> dict[str, Any]:

@@ -139,10 +139,10 @@ def test_the_documentation_names_every_key_of_a_recipe() -> None:
     import dataclasses
 
     from curate.connectors.source import Source
-    from curate.recipe import STEP_KEYS, Combination, Execution, Output, QuotaSpec, _Document
+    from curate.recipe_parts import STEP_KEYS, Combination, Document, Execution, Output, QuotaSpec
 
     text = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
-    models = (_Document, Combination, QuotaSpec)
+    models = (Document, Combination, QuotaSpec)
     keys = [*STEP_KEYS, *(f.name for f in dataclasses.fields(Source)), *(k for m in models for k in m.model_fields)]
     keys += [f"output.{k}" for k in Output.model_fields] + [f"execution.{k}" for k in Execution.model_fields]
     missing = [key for key in keys if f"`{key}`" not in text]

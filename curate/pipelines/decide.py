@@ -37,6 +37,7 @@ VERDICT = np.dtype(
     [
         ("copy", "?"),
         ("kept", "?"),
+        ("corrected", "?"),
         ("of", "?"),
         ("step", "<i2"),
         ("reason", "<i4"),
@@ -46,7 +47,7 @@ VERDICT = np.dtype(
         ("order", "<i8"),
     ]
 )
-"""One row's verdict, 37 bytes, as it lies in the file from which the workers write the ledger.
+"""One row's verdict, 38 bytes, as it lies in the file from which the workers write the ledger.
 
 A file, and not an argument of the tasks: a scheduler keeps what it was sent for longer than the task lives."""
 
@@ -61,6 +62,13 @@ def lay_out(index: Index, verdicts: Verdicts, part: Part) -> tuple[NDArray[np.vo
     rows["copy"] = place < 0
     for name in ("kept", "step", "reason", "score", "threshold", "cluster", "order"):
         rows[name] = getattr(verdicts, name)[at]
+    rows["corrected"] = False
+    if verdicts.corrected is not None:  # what the correction said is told, and not that later steps kept the row
+        by = verdicts.corrected[at]
+        rows["corrected"] = new = (by >= 0) & rows["kept"]
+        rows["step"][new] = by[new]
+        for name, values in verdicts.correction.items():
+            rows[name][new] = values[at][new]
     stand = index.representative[span].copy()
     if verdicts.instead is not None:
         near = (place >= 0) & (verdicts.instead[at] >= 0)
@@ -84,7 +92,8 @@ def write_part(
     size = VERDICT.itemsize
     rows = np.frombuffer(store.read_range(verdicts, part.start * size, (part.start + part.rows) * size), dtype=VERDICT)
     copy, kept = rows["copy"], rows["kept"] & ~rows["copy"]
-    decision = np.where(copy, "duplicate", np.where(kept, "kept", "dropped"))
+    stays = np.where(rows["corrected"], "corrected", "kept")
+    decision = np.where(copy, "duplicate", np.where(kept, stays, "dropped"))
     step_names = np.array([*(s["name"] for s in steps), "select"], dtype=object)  # the last for step -1
     score_names = np.array([*(s["score"] for s in steps), None], dtype=object)
     reason_words = np.array(reasons, dtype=object)

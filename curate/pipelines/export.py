@@ -7,6 +7,8 @@ the same rows' ids, sources, places in the order of choice and scores.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from curate.example import MESSAGE_TYPE
+from curate.pipelines.corrected import new_answers, with_answers
 from curate.pipelines.index import Index
 from curate.pipelines.store import Store
 from curate.pipelines.worker import Stage
@@ -41,16 +44,35 @@ def training_messages(column: pa.ChunkedArray, fields: tuple[str, ...]) -> pa.Ar
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Rows of one part."""
+
+    part: str
+    rows: NDArray[np.int64]
+    scored: NDArray[np.int64]
+    """The same rows' numbers in the part's score files."""
+    order: NDArray[np.int64]
+    """Their places in the order of choice."""
+    corrected: NDArray[np.int16] | None
+    """The step that replaced their answers, -1 for none; None without corrections."""
+
+
+@dataclass(frozen=True)
 class Shard:
     """One output file: which rows of which parts, in reading order."""
 
     name: str
-    pieces: tuple[tuple[str, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]], ...]
-    """(part, rows of the part, the same rows' numbers in its score files, their places in the order of choice)"""
+    pieces: tuple[Piece, ...]
 
 
 def cut_shards(
-    index: Index, kept: NDArray[np.bool_], order: NDArray[np.int64], *, split: str, shard_rows: int
+    index: Index,
+    kept: NDArray[np.bool_],
+    order: NDArray[np.int64],
+    corrected: NDArray[np.int16] | None = None,
+    *,
+    split: str,
+    shard_rows: int,
 ) -> list[Shard]:
     """Share the kept rows out over output files, in reading order."""
     total = int(kept.sum())
@@ -67,16 +89,26 @@ def cut_shards(
             number = written // shard_rows
             take = min(rows.size - done, (number + 1) * shard_rows - written)
             chosen = rows[done : done + take]
-            out[number].append((part.name, chosen, scored[chosen], order[place[chosen]]))
+            by = None if corrected is None else corrected[place[chosen]]
+            out[number].append(Piece(part.name, chosen, scored[chosen], order[place[chosen]], by))
             done += take
             written += take
     return [Shard(f"{split}-{i:05d}-of-{files:05d}.parquet", tuple(pieces)) for i, pieces in enumerate(out)]
 
 
 def write_shard(
-    store: Store, directory: str, shard: Shard, fields: tuple[str, ...], tools: bool, stages: list[Stage]
+    store: Store,
+    directory: str,
+    shard: Shard,
+    fields: tuple[str, ...],
+    tools: bool,
+    stages: list[Stage],
+    corrections: Mapping[int, str],
 ) -> int:
-    """Write one file of the dataset and its twin under provenance/; return its rows."""
+    """Write one file of the dataset and its twin under provenance/; return its rows.
+
+    ``corrections`` is the number of a step → where what it replaced is written down.
+    """
     schema = pa.schema([("messages", training_type(fields)), *([("tools", pa.string())] if tools else [])])
     columns = ["id", "messages", "source", "group", "file", "row", *(["tools"] if tools else [])]
     twins = []
@@ -84,17 +116,21 @@ def write_shard(
     with store.writing(*f"{directory}/dataset".split("/"), shard.name) as handle:
         writer = pq.ParquetWriter(handle, schema, compression="zstd", write_page_index=True, **cdc_options())
         held: list[pa.Table] = []
-        for part, at, scored, order in shard.pieces:
-            table = store.read_table("examples", part, columns=columns).take(pa.array(at))
+        for piece in shard.pieces:
+            table = store.read_table("examples", piece.part, columns=columns).take(pa.array(piece.rows))
+            table = _corrected(store, piece, table, corrections)
             out = {"messages": training_messages(table.column("messages"), fields)}
             if tools:
                 out["tools"] = table.column("tools")
             held = write_full_groups(writer, [*held, pa.table(out).cast(schema)])
-            twin = table.select(["id", "source", "group", "file", "row"]).append_column("order", pa.array(order))
+            twin = table.select(["id", "source", "group", "file", "row"]).append_column("order", pa.array(piece.order))
+            if piece.corrected is not None:
+                by = [os.path.basename(corrections[i]).rpartition("-")[0] if i >= 0 else None for i in piece.corrected]
+                twin = twin.append_column("corrected_by", pa.array(by, pa.string()))
             for stage in stages:
                 if stage.wide:
                     continue
-                scores = store.read_table(*stage.directory.split("/"), part).take(pa.array(scored))
+                scores = store.read_table(*stage.directory.split("/"), piece.part).take(pa.array(piece.scored))
                 for name in scores.column_names:
                     if name not in ("id", "reason"):
                         twin = twin.append_column(f"{stage.name}.{name}", scores.column(name))
@@ -106,6 +142,17 @@ def write_shard(
     if twins:
         store.write_table(pa.concat_tables(twins).combine_chunks(), *f"{directory}/provenance".split("/"), shard.name)
     return rows
+
+
+def _corrected(store: Store, piece: Piece, table: pa.Table, corrections: Mapping[int, str]) -> pa.Table:
+    """Return the rows of a piece with the answers that corrections put into them."""
+    if piece.corrected is None:
+        return table
+    for number in np.unique(piece.corrected[piece.corrected >= 0]).tolist():
+        rows = np.flatnonzero(piece.corrected == number)
+        ids = table.column("id").take(pa.array(rows)).to_pylist()
+        table = with_answers(table, rows, ids, new_answers(store, corrections[number], piece.part))
+    return table
 
 
 def write_full_groups(writer: pq.ParquetWriter, held: list[pa.Table]) -> list[pa.Table]:

@@ -24,6 +24,7 @@ from curate.pipelines.store import Store
 from curate.report.card import CardFacts, Config, SourceFacts, card
 
 if TYPE_CHECKING:
+    from curate.base import Parameters
     import polars as pl
 
     from curate.pipelines.ingest import Group
@@ -101,14 +102,22 @@ def describe(store: Store, manifest: Mapping[str, Any], recipe: Recipe, declared
         ("copies set aside", rows["duplicates"], "the same conversation as an earlier row"),
     ]
     for step in manifest["select"]:
+        if step.get("kind") == "correction":
+            back = f"; {step['brought_back']:,} rows brought back" if step["brought_back"] else ""
+            stages.append((f"corrected by {step['name']}", step["corrected"], f"{step['use']}{back}"))
+            if not step["dropped"]:
+                continue
         budget = "" if step["budget"] is None else f", budget {step['budget']}"
         stages.append((f"dropped by {step['name']}", step["dropped"], f"{step['use']}{budget}; {step['kept']:,} left"))
-    stages.append(("kept", decisions.get("kept", 0), ""))
-    parts = {f"{n} (scorer)": s for n, s in recipe.scorers.items()} | {s.name: s.selector for s in recipe.steps}
+    kept = decisions.get("kept", 0) + decisions.get("corrected", 0)
+    stages.append(("kept", kept, f"{decisions['corrected']:,} of them corrected" if decisions.get("corrected") else ""))
+    parts: dict[str, Parameters] = {f"{n} (scorer)": s for n, s in recipe.scorers.items()}
+    parts |= {s.name: s.selector for s in recipe.steps}
+    parts |= {c.name: c.corrector for c in recipe.corrections}
     paths = [path for source in recipe.sources for path in source.paths]
     return CardFacts(
         name=recipe.name,
-        rows=decisions.get("kept", 0),
+        rows=kept,
         curate=__version__,
         split=recipe.output.split,
         columns={field.name: _kind(field.type) for field in dataset_schema(store)},
@@ -176,7 +185,7 @@ def _sources(store: Store, declared: Declared) -> list[SourceFacts]:
         for source, rows in decisions.group_by("source").len().iter_rows():
             read[source] += rows
         part = pl.DataFrame(store.read_table("examples", name, columns=["source", "file", "extra"]))
-        kept = part.filter(decisions["decision"] == "kept")
+        kept = part.filter(decisions["decision"].is_in(["kept", "corrected"]))
         for at, what in enumerate(_WORDS):
             said = {file: word for file, pair in declared.items() if (word := pair[at])}
             table = kept.select("source", word=_stated(kept, _WORDS[what], said))

@@ -80,20 +80,33 @@ def _labelled(sets: Mapping[str, pa.Table], drawn: int | None) -> pa.Table:
     return pa.concat_tables(tables, promote_options="default").combine_chunks()
 
 
-def sample_rows(stage: Stage, index: Index) -> NDArray[np.int64]:
-    """Return the reading-order numbers of the rows of the pool that a stage is fitted on, drawn by content keys."""
+def sample_rows(stage: Stage, index: Index, kept: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+    """Return the reading-order numbers of the rows of the pool that a stage is fitted on, drawn by content keys.
+
+    ``kept`` are the places in the pool of the rows that the selection has kept so far, for a stage that wants those.
+    """
+    if stage.scorer.fits_on == "kept":
+        assert kept is not None
+        return np.sort(index.pool[kept])
     if stage.scorer.fits_on not in ("pool", "both"):
         return np.empty(0, dtype=np.int64)
     return np.sort(index.pool[stage.scorer.fit_sample(index.pool.size)])
 
 
-def named(store: Store, stage: Stage, stages: Mapping[str, Stage], index: Index, given: Given) -> Stage:
+def named(
+    store: Store,
+    stage: Stage,
+    stages: Mapping[str, Stage],
+    index: Index,
+    given: Given,
+    kept: NDArray[np.int64] | None = None,
+) -> Stage:
     """Return a stage with all that it learns from and reads in its fingerprint."""
     of = None if stage.scorer.of is None else stages[stage.scorer.of]
     parts: list[Any] = [] if of is None else [of.key]
-    if stage.fitted and stage.scorer.fits_on in ("pool", "both"):
+    if stage.fitted and stage.scorer.fits_on in ("pool", "both", "kept"):
         digests: list[str] = []
-        for part, rows in _by_part(sample_rows(stage, index), index):
+        for part, rows in _by_part(sample_rows(stage, index, kept), index):
             keys = store.read_table("examples", part, columns=["content_key"]).column(0)
             digests.extend(k.hex() for k in keys.take(rows).to_pylist())
         parts.append(sorted(digests))
@@ -120,10 +133,12 @@ class Fitting:
     given: Given
     map: Map
     progress: Progress
+    kept: NDArray[np.int64] | None = None
+    """Places in the pool of the rows that the selection has kept so far."""
 
     def fit(self, stage: Stage, stages: Mapping[str, Stage]) -> Stage:
         """Return the stage, named by all that it depends on, its state in the store."""
-        stage = named(self.store, stage, stages, self.index, self.given)
+        stage = named(self.store, stage, stages, self.index, self.given, self.kept)
         if stage.fitted and not self.store.exists(".curate", "fit", f"{stage.key}.npz"):
             if stage.scorer.of is not None and stage.scorer.fits_on == "targets":
                 self._on_vectors_of_targets(stage, stages)
@@ -134,7 +149,7 @@ class Fitting:
         return stage
 
     def _on_rows(self, stage: Stage) -> None:
-        rows, more = sample_rows(stage, self.index), self.given.rows(stage)
+        rows, more = sample_rows(stage, self.index, self.kept), self.given.rows(stage)
         total = int(rows.size) + (0 if more is None else more.num_rows)
         if stage.scorer.resource == "model":  # minutes without a sign of life otherwise
             steps = stage.scorer.fit_steps

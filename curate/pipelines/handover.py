@@ -44,7 +44,7 @@ from curate.pipelines.rows import KeptRows, Rows
 from curate.pipelines.store import Store
 
 if TYPE_CHECKING:
-    from curate.recipe import ExportSpec
+    from curate.recipe_parts import ExportSpec
 
 VERSION = 1
 """Raised whenever the same rows would be written differently."""

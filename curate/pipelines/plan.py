@@ -15,6 +15,8 @@ from curate.pipelines import fitting
 from curate.pipelines.executor import usable_cores
 from curate.pipelines.index import Index, build_index
 from curate.pipelines.rates import known_rates, rate_key
+from curate.pipelines.scoring import scores_there
+from curate.pipelines.store import Store
 from curate.pipelines.worker import Stage, sharing
 
 if TYPE_CHECKING:
@@ -102,12 +104,17 @@ def plan(run: Run) -> Plan:
     for name, stage in stages.items():
         together = [other.scorer for other in groups_of[name]]
         share = len({view for scorer in together for view in scorer.passes}) / len(together)
+        late = name in run.recipe.stages_of_corrections
         if index is not None:
-            stage = fitting.named(store, stage, named, index, given)
+            stage = _late(store, stage) if late else fitting.named(store, stage, named, index, given)
         named[name] = stage
         if stage.fitted and stage.scorer.fits_on == "pool" and stage.scorer.resource == "model":
             rows.append(_warm_up(run, stage, pool, chars, learned=index is not None))
-        marks = run.score_done(stage, index) if index else {}
+        marks: dict[str, Any] = {}
+        if late:
+            marks = store.read_jsons(f".curate/done/{stage.key}")
+        elif index is not None:
+            marks = scores_there(store, stage, index)
         done = sum(m["rows"] for m in marks.values())
         left = pool - done
         own = sum(m["seconds"] for m in marks.values())
@@ -139,8 +146,20 @@ def plan(run: Run) -> Plan:
         )
         for s in run.recipe.steps
     ]
+    for c in run.recipe.corrections:
+        after = run.recipe.steps[c.after].name if c.after >= 0 else "the start"
+        looks = "" if c.rows == "all" else f" on its {c.rows} rows"
+        steps.append(f"{c.name}: {c.corrector.name} after {after}{looks}")
     files = len({p.url for g in groups for p in g.slices})
     return Plan([r.text for r in recognised], index is not None, files, rows, steps, workers)
+
+
+def _late(store: Store, stage: Stage) -> Stage:
+    """Return a stage of a correction under the name that it had last; how many rows it has to look at is not known."""
+    last = store.read_json(".curate", "late", f"{stage.name}.json")
+    if last is None or last["base"] != stage.fingerprint:
+        return stage
+    return Stage(stage.name, stage.scorer, last["fingerprint"], fitted=stage.fitted)
 
 
 def _warm_up(run: Run, stage: Stage, pool: int, chars: float, *, learned: bool) -> PlannedStage:

@@ -6,11 +6,13 @@ import dataclasses
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curate.exceptions import InputError
+from curate.pipelines.corrected import directories, new_answers, with_answers
 from curate.pipelines.store import Store
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ class KeptRows(Rows):
         self._store = store
         self._parts = [n for n in store.list("decisions") if n.endswith(".parquet") and "-rejected" not in n]
         self.pieces = len(self._parts)
+        self._corrections = directories(store)
 
     def read(self, piece: int, columns: tuple[str, ...]) -> pa.Table:
         name = self._parts[piece]
@@ -45,8 +48,14 @@ class KeptRows(Rows):
             source = pa.BufferReader(self._store.read_bytes("examples", name))
         with pq.ParquetFile(source) as file:
             table = file.read(paths, use_threads=False)
-        decision = self._store.read_table("decisions", name, columns=["decision"]).column(0)
-        kept = pc.equal(decision, "kept")
+        ledger = self._store.read_table("decisions", name, columns=["id", "decision", "stage"])
+        for stage, directory in self._corrections.items():
+            ours = pc.and_(pc.equal(ledger.column("decision"), "corrected"), pc.equal(ledger.column("stage"), stage))
+            rows = pc.indices_nonzero(ours).to_numpy().astype(np.int64)
+            if rows.size:
+                ids = ledger.column("id").take(pa.array(rows)).to_pylist()
+                table = with_answers(table, rows, ids, new_answers(self._store, directory, name))
+        kept = pc.is_in(ledger.column("decision"), pa.array(["kept", "corrected"]))
         return table if pc.all(kept).as_py() else table.filter(kept)
 
 

@@ -7,6 +7,8 @@
     targets ──draw──► their vectors, by the same stage ─┤ attribution: one more stage of features
                                                         │
                               select (steps on plain arrays, canonical order)
+                                                        │        ▲
+                                                        │        └── correct (after a step: stages of its own, a rule)
                                                         │
                                  decisions/ (every input row) + dataset/ + provenance/
 
@@ -18,11 +20,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import platform
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -33,9 +34,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate import __version__
-from curate.exceptions import AccountingError, ModelError, RunError, StageError
+from curate.exceptions import AccountingError, ModelError, RunError
 from curate.fingerprint import fingerprint
 from curate.pipelines import decide, export, handover, publish
+from curate.pipelines.correct import Correcting
 from curate.pipelines.executor import Executor, Task, executor
 from curate.pipelines.facts import write_card
 from curate.pipelines.fitting import Fitting, Given
@@ -43,15 +45,17 @@ from curate.pipelines.index import Index, build_index
 from curate.pipelines.ingest import Group, group_slices, ingest
 from curate.pipelines.memory import give_back
 from curate.pipelines.progress import Progress
-from curate.pipelines.rates import rate_key, remember_rate
+from curate.pipelines.rates import remember_rate
 from curate.pipelines.refine import Refinement
+from curate.pipelines.scoring import Scoring
 from curate.pipelines.select import Verdicts, select
 from curate.pipelines.store import Store
-from curate.pipelines.worker import Stage, score, sharing
+from curate.pipelines.worker import Stage, sharing
 
 if TYPE_CHECKING:
     from curate.connectors.recognise import Recognised
-    from curate.recipe import Recipe, Step
+    from curate.recipe import Recipe
+    from curate.recipe_parts import Step
 
 SELECT_VERSION = 1
 _PACKAGES = ("numpy", "pyarrow", "polars", "scikit-learn", "faiss-cpu", "dask", "distributed", "torch", "transformers")
@@ -111,15 +115,16 @@ class Run:
                 for text in (r.text for r in recognised):
                     progress.say(text)
                 if until != "read":
-                    self._check([s for s in stages.values() if not self.store.list(f".curate/done/{s.key}")])
+                    self._check(stages)
                 accounts = self._read(groups, recognised, progress)
                 index = build_index(self.store, accounts)
                 give_back()
                 self._account_reading(accounts, index)
+                scoring = Scoring(self.store, index, self._map, progress, self.manifest["stages"], self._checked)
                 if until != "read":
-                    self._make_scores(stages, index, given, progress)
+                    self._make_scores(stages, index, given, scoring, progress)
                 if until == "write":
-                    self._write(accounts, index, stages, progress)
+                    self._write(accounts, index, stages, scoring, progress)
                     self._stop_workers()  # what follows takes memory of its own, and needs none of them
                     write_card(self.store, self.manifest, self.recipe, groups)
                     exports = handover.export_all(self.store, self.recipe.exports, self.recipe.name, progress)
@@ -185,6 +190,18 @@ class Run:
                 except ModelError as error:
                     raise ModelError(f"select step {step.name!r}: its learner: {error}") from error
         return stages
+
+    def _check(self, stages: Mapping[str, Stage]) -> None:
+        """Ask what has nothing to show yet whether it can work here."""
+        new = [stage for stage in stages.values() if not self.store.list(f".curate/done/{stage.key}")]
+        for stage in new:
+            self._checked.add(stage.name)
+            try:
+                stage.scorer.check()
+            except ModelError as error:
+                raise ModelError(f"scorer {stage.name!r}: {error}") from error
+        for correction in self.recipe.corrections:
+            correction.corrector.check()
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -261,112 +278,26 @@ class Run:
 
     # -- scoring -----------------------------------------------------------------------------------------------------
 
-    def _make_scores(self, stages: dict[str, Stage], index: Index, given: Given, progress: Progress) -> None:
-        """Fit and score every stage, those on the vectors of others last; put the stages, named, into ``stages``."""
+    def _make_scores(
+        self, stages: dict[str, Stage], index: Index, given: Given, scoring: Scoring, progress: Progress
+    ) -> None:
+        """Fit and score every stage, those on the vectors of others last; put the stages, named, into ``stages``.
+
+        The stages of corrections wait for these.
+        """
         fitting = Fitting(self.store, index, given, self._map, progress)
-        alone = [stage for stage in stages.values() if stage.scorer.of is None]
+        early = [stage for name, stage in stages.items() if name not in self.recipe.stages_of_corrections]
+        alone = [stage for stage in early if stage.scorer.of is None]
         for stage in alone:
             stages[stage.name] = fitting.fit(stage, stages)
         for together in sharing(stages[stage.name] for stage in alone):
-            self._score(together, index, progress)
-        for stage in [stage for stage in stages.values() if stage.scorer.of is not None]:
+            scoring.score(together)
+        for stage in [stage for stage in early if stage.scorer.of is not None]:
             stages[stage.name] = fitting.fit(stage, stages)
-            self._score([stages[stage.name]], index, progress)
-        for stage in stages.values():
+            scoring.score([stages[stage.name]])
+        for stage in early:
             if stage.scorer.fits_on in ("targets", "both"):
-                self.manifest["stages"][stage.name]["targets"] = fitting.account(stage)
-
-    def score_done(self, stage: Stage, index: Index) -> dict[str, dict[str, Any]]:
-        """Return the marks of the parts whose scores are there and fresh."""
-        done = self.store.read_jsons(f".curate/done/{stage.key}")
-        return {p.stem: done[p.stem] for p in index.parts if done.get(p.stem, {}).get("digest") == index.digest(p)}
-
-    def _check(self, stages: Iterable[Stage]) -> None:
-        """Ask scorers that were not asked yet whether they can work here: an engine, a server."""
-        for stage in stages:
-            if stage.name not in self._checked:
-                self._checked.add(stage.name)
-                try:
-                    stage.scorer.check()
-                except ModelError as error:
-                    raise ModelError(f"scorer {stage.name!r}: {error}") from error
-
-    def _score(self, stages: list[Stage], index: Index, progress: Progress) -> None:
-        """Score by stages that share their work.  Each part is computed for the stages that lack it."""
-        marks = {stage.name: self.score_done(stage, index) for stage in stages}
-        before = {name: set(there) for name, there in marks.items()}
-        kept = {p.stem: index.kept(p) for p in index.parts}
-        for stage in stages:
-            directory = stage.directory.partition("/")[0]
-            others = [d for d in self.store.list(directory) if d.rpartition("-")[0] == stage.name]
-            if not marks[stage.name] and any(d != stage.key for d in others):
-                progress.say(f"{stage.name}: parameters, model or code differ from those of the scores that are there")
-        # A row counts as there when all the stages have it.
-        there = sum(int(kept[p.stem].sum()) for p in index.parts if all(p.stem in m for m in marks.values()))
-        line = progress.stage(" + ".join(marks), index.n, there)
-        line.unscored = sum(m["unscored"] for m in marks[stages[0].name].values())
-        tasks: list[Task] = []
-        for part in index.parts:
-            todo = [stage for stage in stages if part.stem not in marks[stage.name]]
-            if todo:
-                packed = np.packbits(kept[part.stem]).tobytes()
-                name = f"{' + '.join(s.name for s in todo)} {part.stem}"
-                tasks.append((name, score, (self.store, todo, part.name, packed, part.rows, index.digest(part))))
-        if tasks:
-            self._check(stages)
-        began = time.perf_counter()
-        for name, found in self._map(tasks, model=stages[0].scorer.resource == "model"):
-            for stage_name, mark in found.items():
-                marks[stage_name][name.rpartition(" ")[2]] = mark
-            mark = next(iter(found.values()))
-            line.advance(mark["rows"], mark["tokens"], mark["unscored"])
-        line.finish()
-        wall = round(time.perf_counter() - began, 3)
-        for stage in stages:
-            now = [m for stem, m in marks[stage.name].items() if stem not in before[stage.name]]
-            remember_rate(rate_key(stage.scorer), sum(m["rows"] for m in now), sum(m["seconds"] for m in now))
-            self._account_scores(stage, marks[stage.name], before[stage.name], kept, wall, together=list(marks))
-
-    def _account_scores(
-        self,
-        stage: Stage,
-        marks: dict[str, dict[str, Any]],
-        before: set[str],
-        kept: dict[str, np.ndarray],
-        wall: float,
-        *,
-        together: list[str],
-    ) -> None:
-        """Tell the manifest what a stage's scores are and what they took; stop where there are none."""
-        rows = sum(int(k.sum()) for k in kept.values())
-        cached = sum(int(kept[stem].sum()) for stem in before)
-        engines = {json.dumps(m["engine"], sort_keys=True): m["engine"] for m in marks.values() if m.get("engine")}
-        unscored = sum(m["unscored"] for m in marks.values())
-        if stage.wide:  # what ``curate.numerics.attribution.Features`` reads
-            made = {key: stage.scorer.params().get(name) for key, name in (("law", "projection"), ("seed", "seed"))}
-            width = (stage.scorer.columns[0].vector or (None, 0))[1]
-            known = {key: value for key, value in made.items() if value is not None}
-            self.store.write_json({"d": width, **known, "checkpoint": stage.key}, stage.directory, "features.json")
-        self.manifest["stages"][stage.name] = {
-            "use": stage.scorer.name,
-            "fingerprint": stage.fingerprint,
-            "identity": stage.scorer.identity(),
-            "columns": {c.name: {"unit": c.unit, "higher_is_better": c.higher_is_better} for c in stage.scorer.columns},
-            "rows": rows,
-            "unscored": unscored,
-            "tokens": sum(m["tokens"] or 0 for m in marks.values()) or None,
-            "engines": list(engines.values()),
-            "together_with": [name for name in together if name != stage.name],
-            "computed_now": rows - cached,
-            "already_there": cached,
-            "seconds_now": wall,
-            "seconds_of_work": round(sum(m["seconds"] for m in marks.values()), 3),
-        }
-        if unscored == rows:
-            raise StageError(
-                f"{stage.name}: not one of {rows:,} rows could be scored; see the reasons in "
-                f"{self.store.path(stage.directory)}."
-            )
+                self.manifest["stages"][stage.name]["targets"] = fitting.account(stages[stage.name])
 
     # -- selecting and writing ---------------------------------------------------------------------------------------
 
@@ -389,8 +320,18 @@ class Run:
         ]
         combine = {k: v.model_dump() for k, v in self.recipe.combine.items()}
         keys = {n: s.key for n, s in stages.items()}
+        corrections = [
+            (c.name, c.corrector.identity(), c.after, c.rows, dict(c.stages), c.revert) for c in self.recipe.corrections
+        ]
         return fingerprint(
-            "select", SELECT_VERSION, index.fingerprint, steps, combine, keys, self.recipe.output.model_dump()
+            "select",
+            SELECT_VERSION,
+            index.fingerprint,
+            steps,
+            combine,
+            keys,
+            self.recipe.output.model_dump(),
+            *([corrections] if corrections else []),
         )
 
     def _refine(self, index: Index, progress: Progress, step: Step, rows: NDArray[np.int64]) -> Refinement:
@@ -398,18 +339,24 @@ class Run:
         return Refinement(self.store, index, step.learner, step.name, rows, self._map, progress)
 
     def _write(
-        self, accounts: dict[str, dict[str, Any]], index: Index, stages: dict[str, Stage], progress: Progress
+        self,
+        accounts: dict[str, dict[str, Any]],
+        index: Index,
+        stages: dict[str, Stage],
+        scoring: Scoring,
+        progress: Progress,
     ) -> None:
         mark = self.select_fingerprint(index, stages)
         done = self.store.read_json(".curate", "done", "select.json")
         if done and done["fingerprint"] == mark:
             self.manifest.update(done["account"])
-            progress.say(
-                f"select and write: nothing changed, {done['account']['decisions'].get('kept', 0):,} rows are there"
-            )
+            self.manifest["stages"] |= done.get("late", {})
+            progress.say(f"select and write: nothing changed, {done['account']['dataset']['rows']:,} rows are there")
             return
         began = time.perf_counter()
-        verdicts = select(self.store, index, self.recipe, stages, partial(self._refine, index, progress))
+        fitting = Fitting(self.store, index, Given(), self._map, progress)
+        correcting = Correcting(self.store, index, stages, fitting, scoring)
+        verdicts = select(self.store, index, self.recipe, stages, partial(self._refine, index, progress), correcting)
         give_back()
         for step in verdicts.steps:
             progress.say(_tell(step))
@@ -421,25 +368,22 @@ class Run:
             index,
             verdicts.kept,
             verdicts.order,
+            verdicts.corrected,
             split=self.recipe.output.split,
             shard_rows=self.recipe.output.shard_rows,
         )
+        names = {number: verdicts.corrections.get(step["name"], "") for number, step in enumerate(verdicts.steps)}
+        facts = index.fields, index.tools, list(stages.values()), names
         tasks: list[Task] = [
-            (
-                f"write {s.name}",
-                export.write_shard,
-                (self.store, draft.directory, s, index.fields, index.tools, list(stages.values())),
-            )
-            for s in shards
+            (f"write {s.name}", export.write_shard, (self.store, draft.directory, s, *facts)) for s in shards
         ]
-        line = progress.stage("write", decisions.get("kept", 0))
+        staying = decisions.get("kept", 0) + decisions.get("corrected", 0)
+        line = progress.stage("write", staying)
         for _, written in self._map(tasks):
             line.advance(written)
         line.finish()
-        if line.rows != decisions.get("kept", 0):
-            raise AccountingError(
-                f"{decisions.get('kept', 0):,} rows were kept, {line.rows:,} were written to the dataset."
-            )
+        if line.rows != staying:
+            raise AccountingError(f"{staying:,} rows were kept, {line.rows:,} were written to the dataset.")
         account = {
             "rows": rows,
             "decisions": decisions,
@@ -450,8 +394,15 @@ class Run:
         self.manifest["seconds_select_and_write"] = round(time.perf_counter() - began, 3)
         self.store.sweep(draft.directory)  # a worker that died in the middle of a file leaves it aside
         scored = {name: stage.directory for name, stage in stages.items()}
+        late = {name: self.manifest["stages"][name] for name in self.recipe.stages_of_corrections}
         draft.publish(
-            {"fingerprint": mark, "account": account, "stages": scored},
+            {
+                "fingerprint": mark,
+                "account": account,
+                "stages": scored,
+                "corrections": verdicts.corrections,
+                **({"late": late} if late else {}),
+            },
             {
                 "decisions": [p.name for p in index.parts]
                 + [f"part-{group}-rejected.parquet" for group, a in accounts.items() if a["rejected"]],
@@ -542,6 +493,8 @@ class Run:
             "stages": {},
         }
         self.store.write_bytes(self.recipe.to_yaml().encode(), "recipe.yaml")
+        if self.recipe.corrections:  # where "curate review" looks for the files that they name
+            self.store.write_json({"base": str(self.recipe.base)}, ".curate", "base.json")
         self.store.write_json(self.manifest, "manifest.json")
 
     def _end(self, status: str) -> None:
@@ -554,6 +507,8 @@ def _now() -> str:
 
 
 def _tell(step: dict[str, Any]) -> str:
+    if step.get("kind") == "correction":
+        return _tell_correction(step)
     text = f"select {step['name']}: {step['kept']:,} of {step['in']:,} rows kept"
     if step["tokens"] is not None:
         text += f", {step['tokens']:,} tokens"
@@ -565,6 +520,19 @@ def _tell(step: dict[str, Any]) -> str:
         )
     for ref, rows in step.get("reweighted", {}).items():
         text += f"; {rows:,} rows lack a part of {ref}, the others re-weighted"
+    if "warning" in step:
+        text += f"; warning: {step['warning']}"
+    return text
+
+
+def _tell_correction(step: dict[str, Any]) -> str:
+    text = f"correct {step['name']}: {step['corrected']:,} of {step['asked']:,} answers replaced"
+    if step["brought_back"]:
+        text += f", {step['brought_back']:,} rows brought back"
+    if step["dropped"]:
+        text += f", {step['dropped']:,} dropped"
+    rules = list(step["rules"].items())
+    text += "; " + ", ".join(f"{n:,} × {rule}" for rule, n in rules[:4]) + (", …" if len(rules) > 4 else "")
     if "warning" in step:
         text += f"; warning: {step['warning']}"
     return text

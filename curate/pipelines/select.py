@@ -20,12 +20,14 @@ from curate.budget import Budget
 from curate.exceptions import InputError, StageError
 from curate.numerics.composition import mixture
 from curate.pipelines import gather
+from curate.pipelines.correct import ACTIONS, Outcome
 from curate.pipelines.index import Index
 from curate.pipelines.refine import Refinement
 from curate.pipelines.store import Store
 from curate.pipelines.vectors import rows_of
 from curate.pipelines.worker import Stage
-from curate.recipe import Recipe, Step
+from curate.recipe import Recipe
+from curate.recipe_parts import Correction, Step
 
 
 @dataclass
@@ -45,6 +47,12 @@ class Verdicts:
     """Place in the order of choice, 0 first; -1 for rows that were dropped."""
     instead: NDArray[np.int64] | None = None
     """The row that stands for one that was dropped as its copy; -1 for others; None while there is none."""
+    corrected: NDArray[np.int16] | None = None
+    """The correction that replaced the row's answer, as a number of ``steps``; -1 for others; None without any."""
+    correction: dict[str, NDArray[Any]] = field(default_factory=dict)
+    """Of corrected rows "reason", "score" and "threshold" of that correction: later steps have words of their own."""
+    corrections: dict[str, str] = field(default_factory=dict)
+    """Correction → where it is written down."""
     reasons: list[str] = field(default_factory=list)
     _codes: dict[str, int] = field(default_factory=dict)
     steps: list[dict[str, Any]] = field(default_factory=list)
@@ -63,6 +71,7 @@ class Verdicts:
     def forget_numbers(self) -> None:
         """Give back what only the ledger needed, 26 bytes a row, when it is written down; kept and order stay."""
         del self.step, self.reason, self.score, self.threshold, self.cluster, self.instead
+        self.correction = {}
 
     def stand_in(self, rows: NDArray[np.int64], instead: NDArray[np.int64]) -> None:
         """Note which rows stand for ``rows``."""
@@ -139,10 +148,20 @@ Refine = Callable[[Step, NDArray[np.int64]], Refinement]
 """(step, places in the pool of the rows that its selector sees) → what it learns from between its rounds."""
 
 
+Correct = Callable[[Correction, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]], Outcome]
+"""(correction, rows that it looks at, rows kept so far, rows that earlier corrections replaced) → what becomes of them;
+places in the pool."""
+
+
 def select(
-    store: Store, index: Index, recipe: Recipe, stages: dict[str, Stage], refine: Refine | None = None
+    store: Store,
+    index: Index,
+    recipe: Recipe,
+    stages: dict[str, Stage],
+    refine: Refine | None = None,
+    correct: Correct | None = None,
 ) -> Verdicts:
-    """Run the steps of the recipe over the pool; ``refine`` is for those of several rounds.
+    """Run the steps of the recipe over the pool, and its corrections; ``refine`` is for steps of several rounds.
 
     Raises
     ------
@@ -152,15 +171,21 @@ def select(
     """
     verdicts = Verdicts(index.n)
     alive = np.arange(index.n)
-    for number, step in enumerate(recipe.steps):
-        alive = _step(store, index, recipe, stages, verdicts, number, step, alive, refine)
+    entered = alive
+    for number, move in enumerate(recipe.moves):
+        if isinstance(move, Correction):
+            assert correct is not None
+            alive = _correct(index, verdicts, number, move, entered, alive, correct)
+        else:
+            entered = alive
+            alive = _step(store, index, recipe, stages, verdicts, number, move, alive, refine)
     _tell_mixtures(store, index, recipe, stages, verdicts)
     return verdicts
 
 
 def _tell_mixtures(store: Store, index: Index, recipe: Recipe, stages: dict[str, Stage], verdicts: Verdicts) -> None:
     """Add to each step's account how mixed the sources, the groups and its quota's groups were before and after it."""
-    steps = len(recipe.steps)
+    steps = len(recipe.moves)
     last = np.where(verdicts.kept, steps, verdicts.step)  # the step that dropped a row
     by = [step.quota.by for step in recipe.steps if step.quota is not None]
     for label in dict.fromkeys(("source", "group", *by)) if steps else ():
@@ -168,12 +193,93 @@ def _tell_mixtures(store: Store, index: Index, recipe: Recipe, stages: dict[str,
         if len(names) < 2:
             continue
         counts = np.bincount(codes * (steps + 1) + last, minlength=len(names) * (steps + 1)).reshape(-1, steps + 1)
-        for number, step in enumerate(recipe.steps):
-            if label in ("source", "group") or (step.quota is not None and step.quota.by == label):
+        for number, move in enumerate(recipe.moves):  # a row that a correction brought back has passed its step
+            quota = None if isinstance(move, Correction) else move.quota
+            if label in ("source", "group") or (quota is not None and quota.by == label):
                 verdicts.steps[number].setdefault("mixture", {})[label] = {
                     "before": mixture(counts[:, number:].sum(axis=1)),
                     "after": mixture(counts[:, number + 1 :].sum(axis=1)),
                 }
+
+
+def _correct(
+    index: Index,
+    verdicts: Verdicts,
+    number: int,
+    correction: Correction,
+    entered: NDArray[np.int64],
+    alive: NDArray[np.int64],
+    correct: Correct,
+) -> NDArray[np.int64]:
+    """Carry out a correction of rows that went into the step before it; return the rows that are left."""
+    before = alive.size
+    inside = np.zeros(index.n, dtype=bool)
+    inside[alive] = True
+    rows = entered
+    if correction.rows != "all":
+        rows = entered[inside[entered] == (correction.rows == "kept")]
+    if verdicts.corrected is None:
+        verdicts.corrected = np.full(index.n, -1, dtype=np.int16)
+        verdicts.correction = {
+            "reason": np.zeros(index.n, dtype=np.int32),
+            "score": np.full(index.n, np.nan),
+            "threshold": np.full(index.n, np.nan),
+        }
+    taken = np.flatnonzero((verdicts.corrected >= 0) & inside)
+    found = correct(correction, rows, alive, taken)
+    verdicts.corrections[correction.name] = found.directory
+    codes = np.array([verdicts.code(f"{correction.name}: {rule}") for rule in found.rules], dtype=np.int32)
+    threshold = correction.corrector.threshold
+    limit = np.nan if threshold is None else threshold
+    counts: dict[str, int] = {}
+    for place, action in enumerate(ACTIONS):
+        hit = found.action == place
+        these = found.rows[hit]
+        counts[action] = int(these.size)
+        verdicts.step[these] = number
+        verdicts.reason[these] = codes[found.rule[hit]]
+        verdicts.score[these], verdicts.threshold[these] = found.confidence[hit], limit
+        verdicts.cluster[these] = -1
+        if action == "replace":
+            verdicts.corrected[these] = number
+            verdicts.correction["reason"][these] = codes[found.rule[hit]]
+            verdicts.correction["score"][these], verdicts.correction["threshold"][these] = found.confidence[hit], limit
+        else:
+            verdicts.corrected[these] = -1  # also what an earlier correction had put there
+            if action == "drop":
+                inside[these] = False
+    staying = found.rows[(found.action == ACTIONS.index("replace")) | (found.action == ACTIONS.index("keep"))]
+    back = staying[~inside[staying]]
+    inside[back] = True
+    verdicts.kept[:] = False
+    verdicts.kept[inside] = True
+    gone = ~inside
+    verdicts.order[gone] = -1
+    left = np.concatenate([alive[inside[alive]], back])  # those that come back stand behind the others
+    verdicts.order[left] = np.arange(left.size)
+    rules = np.bincount(found.rule, minlength=len(found.rules))
+    told = {found.rules[i]: int(rules[i]) for i in np.argsort(-rules, kind="stable").tolist()}
+    verdicts.steps.append(
+        {
+            "name": correction.name,
+            "use": correction.corrector.name,
+            "kind": "correction",
+            "in": int(before),
+            "kept": int(left.size),
+            "dropped": int(before - inside[alive].sum()),
+            "asked": int(found.rows.size),
+            "corrected": counts["replace"],
+            "brought_back": int(back.size),
+            "rules": dict(list(told.items())[:50]),
+            "score": f"{correction.name}.confidence" if threshold is not None else None,
+            "threshold": threshold,
+            "budget": None,
+            "cost": None,
+            "tokens": None,
+            **({"warning": found.warning} if found.warning else {}),
+        }
+    )
+    return left
 
 
 def _step(

@@ -154,16 +154,29 @@ def look(store: Store, stage: Stage, table: pa.Table) -> pa.Table:
 
 
 def score(
-    store: Store, stages: Sequence[Stage], part: str, kept: bytes, rows: int, digest: str
+    store: Store,
+    stages: Sequence[Stage],
+    part: str,
+    kept: bytes,
+    rows: int,
+    digests: tuple[str, str],
+    asked: bytes | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Score the rows of one part that are no copies, by stages that share their work; return each stage's mark.
 
     Each stage has its sidecar and then the mark that it is finished, as if it had been alone.
+
+    Parameters
+    ----------
+    kept : bits of the part's ``rows``: no copies.
+    digests : of the rows that are asked about, and of all of them.
+    asked : bits of those rows: which of them the (one) stage is asked about; the others are null, "not asked about",
+        unless the stage was asked earlier and has their scores.
     """
     began = time.perf_counter()
     stem = part.removesuffix(".parquet")
     for stage in stages:
-        store.append_event({"stage": stage.key, "part": stem, "event": "start", "digest": digest})
+        store.append_event({"stage": stage.key, "part": stem, "event": "start", "digest": digests[0]})
     mask = np.unpackbits(np.frombuffer(kept, dtype=np.uint8), count=rows).astype(bool)
     reads = dict.fromkeys(
         ("id", *(c for stage in stages for c in stage.scorer.reads if stage.of is None or c != stage.scorer.takes))
@@ -173,6 +186,12 @@ def score(
         table = table.filter(pa.array(mask))
     for of, takes in {(stage.of, stage.scorer.takes) for stage in stages if stage.of is not None}:
         table = table.append_column(takes, _taken(store, of, takes, part))
+    ids, n = table.column("id"), table.num_rows
+    wanted, earlier = np.ones(n, dtype=bool), None
+    if asked is not None:
+        wanted = np.unpackbits(np.frombuffer(asked, dtype=np.uint8), count=n).astype(bool)
+        earlier = _scored_earlier(store, stages[0], part, digests[1])
+        table = table.filter(pa.array(wanted if earlier is None else wanted & ~earlier[1]))
     scorers = opened(store, stages)
     loaded = time.perf_counter()
     if len(stages) == 1:
@@ -182,25 +201,57 @@ def score(
     seconds = (time.perf_counter() - loaded) / len(stages)
     marks = {}
     for stage, scorer, scored in zip(stages, scorers, found, strict=True):
+        if asked is not None:
+            scored = _among(scored, wanted, earlier)
         if stage.of is not None:
             scored = _with_reasons(
                 f"no {stage.scorer.takes}", scored, store.read_table(stage.of, part, columns=["reason"]).column(0)
             )
-        _write(store, stage, part, table.column("id"), scored)
+        _write(store, stage, part, ids, scored)
+        counted = scored if asked is None else scored.filter(pa.array(wanted))
         marks[stage.name] = {
-            "digest": digest,
-            "rows": table.num_rows,
-            "unscored": scored.num_rows - scored.column("reason").null_count,
-            "tokens": _tokens(scorer, scored),
+            "digest": digests[0],
+            "content": digests[1],
+            "rows": counted.num_rows,
+            "unscored": counted.num_rows - counted.column("reason").null_count,
+            "tokens": _tokens(scorer, counted),
             "seconds": round(seconds, 3),
             "loading": round((loaded - began) / len(stages), 3),
             "engine": scorer.describe(),
         }
         store.write_json(marks[stage.name], ".curate", "done", stage.key, f"{stem}.json")
         store.append_event(
-            {"stage": stage.key, "part": stem, "event": "done", "digest": digest, "rows": table.num_rows}
+            {"stage": stage.key, "part": stem, "event": "done", "digest": digests[0], "rows": counted.num_rows}
         )
     return marks
+
+
+NOT_ASKED = "not asked about"
+
+
+def _scored_earlier(store: Store, stage: Stage, part: str, content: str) -> tuple[pa.Table, NDArray[np.bool_]] | None:
+    """Return what a stage found when it was asked about other rows of the same part, and which these were."""
+    mark = store.read_json(".curate", "done", stage.key, f"{part.removesuffix('.parquet')}.json")
+    if mark is None or mark.get("content") != content:
+        return None
+    table = store.read_table(*stage.directory.split("/"), part).drop_columns(["id"])
+    reasons = pc.fill_null(table.column("reason"), "")
+    return table, ~pc.ends_with(reasons, NOT_ASKED).to_numpy()
+
+
+def _among(scored: pa.Table, wanted: NDArray[np.bool_], earlier: tuple[pa.Table, NDArray[np.bool_]] | None) -> pa.Table:
+    """Return a row for each of ``wanted``: what was found now, or earlier, or that it was not asked about."""
+    n = wanted.size
+    none = pa.table({name: pa.nulls(1, scored.schema.field(name).type) for name in scored.column_names})
+    none = none.set_column(none.column_names.index("reason"), "reason", pa.array([NOT_ASKED]))
+    at = np.full(n, scored.num_rows, dtype=np.int64)  # the place of "not asked about"
+    fresh = wanted if earlier is None else wanted & ~earlier[1]
+    at[fresh] = np.arange(scored.num_rows)
+    tables = [scored, none]
+    if earlier is not None:
+        at[earlier[1]] = scored.num_rows + 1 + np.flatnonzero(earlier[1])
+        tables.append(earlier[0].select(scored.column_names).cast(scored.schema))
+    return pa.concat_tables(tables).combine_chunks().take(pa.array(at))
 
 
 def _taken(store: Store, directory: str, takes: str, part: str) -> pa.Array | pa.ChunkedArray:
