@@ -195,14 +195,43 @@ def why(
     from dataclasses import asdict
 
     from curate.pipelines.store import Store
-    from curate.pipelines.why import why as tell
+    from curate.pipelines.why import tell as tell_story
+    from curate.pipelines.why import why as find
 
-    stories = tell(Store(run if "://" in run else os.path.abspath(run)), id)
+    stories = find(Store(run if "://" in run else os.path.abspath(run)), id)
     if as_json:
         print(json.dumps([asdict(s) for s in stories], indent=1, ensure_ascii=False, default=_plain))
         return
     for story in stories:
-        _tell_story(story)
+        print(tell_story(story))
+
+
+@app.command()
+def review(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory, scored or finished.")],
+    out: Annotated[
+        str | None,
+        typer.Option("--out", metavar="FILE", help="Where to write it [default: the recipe's file, or review.jsonl]."),
+    ] = None,
+    rows: Annotated[int | None, typer.Option("--rows", min=1, metavar="N", help="How many [default: 200].")] = None,
+    on: Annotated[
+        str | None,
+        typer.Option("--on", metavar="SCORE", help="What says how doubtful a row is: a score, or a correction."),
+    ] = None,
+    order: Annotated[
+        str | None, typer.Option("--order", metavar="ORDER", help="worst (default), or nearest to the threshold.")
+    ] = None,
+    correction: Annotated[
+        str | None, typer.Option("--correction", metavar="NAME", help="Which review of the recipe, if it has several.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that holds verdicts.")] = False,
+) -> None:
+    """List the rows that a person should look at first, as a file to fill in."""
+    from curate.pipelines.review import review as list_rows
+    from curate.pipelines.store import Store
+
+    store = Store(run if "://" in run else os.path.abspath(run))
+    print(list_rows(store, out, rows=rows, on=on, order=order, correction=correction, overwrite=overwrite))
 
 
 @app.command()
@@ -242,6 +271,56 @@ def compare(
     if html is not None:
         path = write_page(found, html)
         print(f"page       {path}", file=sys.stderr if as_json else sys.stdout)
+
+
+@app.command()
+def evaluate(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Finished runs of one pool.")],
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="The proxy: a folder or a Hub name.")
+    ] = None,
+    budgets: Annotated[
+        str | None,
+        typer.Option("--budgets", metavar="N,N…", help="Rows of each selection [default: all kept]."),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Trainings of each [default: 3].")] = None,
+    set: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Overrule a part of the section evaluate, e.g. held_out=20."),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="DIR", help="Where it is kept [default: RUN/evaluation].")
+    ] = None,
+    scheduler: SchedulerOption = None,
+    workers: WorkersOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Find out whether a selection trains better than random: a proxy is trained on it, and on what it must beat."""
+    from curate.document import override
+    from curate.pipelines import tables
+    from curate.pipelines.evaluate import Evaluation
+
+    changes: dict[str, Any] = {}
+    for key, value in _pairs(set, "held_out=20").items():
+        override(changes, key, value)
+    if model is not None:
+        changes["model"] = model if os.path.isabs(model) or not os.path.isdir(model) else os.path.abspath(model)
+    if budgets is not None:
+        changes["budgets"] = [int(part) for part in _numbers(budgets)]
+    if seeds is not None:
+        changes["seeds"] = seeds
+    outcome = Evaluation(runs, out, changes, scheduler, workers, quiet).execute()
+    print(tables.markdown(outcome), end="")
+    print(f"\nkept in {outcome.place}  (trials, tables, evidence.md)")
+
+
+def _numbers(text: str) -> list[str]:
+    from curate.exceptions import InputError
+
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and int(part) for part in parts):
+        raise InputError(f"--budgets {text!r}: numbers of rows were asked, with commas between them: 500,1000.")
+    return parts
 
 
 @app.command()
@@ -372,39 +451,6 @@ def schema() -> None:
 
 def _plain(value: Any) -> Any:
     return value.hex() if isinstance(value, bytes) else str(value)
-
-
-def _tell_story(story: Any) -> None:
-    d = story.decision
-    print(f"{d['decision'].upper()}  {d['id'] or '(never became an example)'}")
-    print(f"  from      {d['file']} row {d['row']}" + (f", response {d['part']}" if d["part"] >= 0 else ""))
-    if d["source"]:
-        print(f"  source    {d['source']}" + (f", group {d['group']}" if d["group"] else ""))
-    print(f"  decided   by {d['stage']}: {d['reason']}")
-    if d["score"] is not None:
-        against = "" if d["threshold"] is None else f" against {d['threshold']:.6g}"
-        print(
-            f"  judged    {d['score_name']} {d['score']:.6g}{against}"
-            + ("" if d["cluster"] is None else f", cluster {d['cluster']}")
-        )
-    if d["order"] is not None:
-        print(f"  order     {d['order']:,} (0 was chosen first)")
-    if d["duplicate_of"]:
-        print(f"  same as   {d['duplicate_of']}")
-    for copy in story.copies:
-        print(f"  copy at   {copy['file']} row {copy['row']}")
-    for stage, values in story.scores.items():
-        told = "  ".join(f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
-        print(f"  {stage:<9} {told or 'has a vector'}")
-    example = story.example or {}
-    if "messages" in example:
-        for message in example["messages"]:
-            print(
-                f"  [{message['role']}] {message['content']}"
-                + (f" {message['tool_calls']}" if message.get("tool_calls") else "")
-            )
-    elif example:
-        print(f"  raw       {example.get('raw')}")
 
 
 def _summary(job: Run, manifest: dict[str, Any]) -> None:

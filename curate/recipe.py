@@ -31,7 +31,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from curate import registry
 from curate.document import Place, load_yaml, override
 from curate.exceptions import CurateError, InputError, RecipeError
-from curate.recipe_parts import EXPORT_KEYS, Correction, Document, ExportOptions, ExportSpec, Step
+from curate.recipe_parts import EXPORT_KEYS, Correction, Document, Evaluate, ExportOptions, ExportSpec, Step
 from curate.recipe_steps import correction_stages, read_correction, read_step
 from curate.urls import redacted
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from curate.base import Column, Scorer
     from curate.connectors.source import Source
     from curate.exporters.base import Exporter
+    from curate.models.proxy import Training
     from curate.pipelines.run import Run
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\Z")
@@ -108,6 +109,7 @@ class Recipe:
         sets = self._doc.targets.sets if self._doc.targets else {}
         self.targets: dict[str, Source] = self._named_sources(sets, ("targets", "sets"), "task")
         self.benchmarks: dict[str, Source] = self._named_sources(self._doc.benchmarks, ("benchmarks",), "benchmark")
+        self._evaluation()
         self.scorers: dict[str, Scorer] = self._scorers()
         self._columns()  # names clash early
         self._combinations()
@@ -185,6 +187,24 @@ class Recipe:
         if isinstance(source.path, str):
             return dataclasses.replace(source, path=self.resolve(source.path))
         return dataclasses.replace(source, path=[self.resolve(p) for p in source.path])
+
+    def _evaluation(self) -> None:
+        """Read the section "evaluate": what a trained proxy is measured on, and how it is trained."""
+        self.evaluate = self._doc.evaluate or Evaluate()
+        self.training: Training | None = None
+        """How the proxy is trained; None where the recipe has no such section."""
+        own = self.evaluate.targets
+        self.test_sets = self.targets
+        if own is not None:
+            self.test_sets = self._named_sources(own.sets, ("evaluate", "targets", "sets"), "task")
+        if self._doc.evaluate is None:
+            return
+        from curate.models.proxy import Training
+
+        model = self.evaluate.model
+        if model is not None and model.startswith(("./", "../")):
+            self.evaluate = self.evaluate.model_copy(update={"model": os.path.normpath(self.base / model)})
+        self.training = self.build(Training, dict(self.evaluate.training), ("evaluate", "training"))
 
     def _named_sources(self, sets: Mapping[str, dict[str, Any]], place: Place, what: str) -> dict[str, Source]:
         out = {}

@@ -73,6 +73,43 @@ class Targets(Strict):
     """Rows drawn of each set, by the recipe's seed; by default 50, or as many as the smallest set has."""
 
 
+class Evaluate(Strict):
+    """How ``curate evaluate`` puts the outcome to the test: a proxy trained on it, and on what it must beat."""
+
+    model: str | None = None
+    """The proxy before its training: folder or Hub name of a causal LM in safetensors."""
+    template: Literal["auto", "chat", "plain"] = "auto"
+    """How conversations become tokens, as of the score likelihood."""
+    training: dict[str, Any] = {}
+    """How it is trained; see ``curate.models.proxy.Training``."""
+    targets: Targets | None = None
+    """What it is measured on; by default the recipe's own targets; without any, rows of the pool that are held out."""
+    held_out: int = Field(default=40, ge=2)
+    """Rows of each source that are held out where there are no targets."""
+    rows_per_task: int = Field(default=100, ge=2)
+    """Rows of each task that are measured, at most."""
+    budgets: list[int] = []
+    """Numbers of rows to compare at; by default one: as many as the smallest run has kept."""
+    seeds: int = Field(default=3, ge=1)
+    """Trainings of each selection; with one there is no verdict."""
+    equal: list[Literal["rows", "tokens"]] = Field(default=["rows", "tokens"], min_length=1)
+    """What is made equal: numbers of rows, training tokens, or one after the other."""
+    baselines: list[Literal["random", "balanced", "longest", "full"]] = ["random", "balanced", "longest", "full"]
+    """Rows of the pool to hold the runs against; the untrained model is always among them."""
+    validity: list[str] = []
+    """Scores whose deciles are trained on, to see whether the outcome follows the score."""
+    generate: bool = True
+    """Whether answers that can be verified are asked for."""
+    verifiers: dict[str, Literal["number", "option", "exact", "code", "none"]] = {}
+    """Task → how its answers are verified, where that cannot be told from the rows."""
+    new_tokens: int | None = Field(default=None, ge=1)
+    """Longest answer in tokens; by default half as many again as the longest reference."""
+    run_code: bool = False
+    """Whether programs that the proxy writes may be run here; see ``curate.verifiers.sandbox``."""
+    seed: int | None = None
+    """Of draws and trainings; the recipe's own when absent."""
+
+
 class Output(Strict):
     """How the result is written."""
 
@@ -108,6 +145,7 @@ class Document(Strict):
     select: list[dict[str, Any]] = []
     correct: list[dict[str, Any]] = []
     """Corrections: each follows a step of the selection, and sees the rows that went into it."""
+    evaluate: Evaluate | None = None
     output: Output = Output()
     exports: list[dict[str, Any]] = []
     report: bool = True

@@ -163,11 +163,19 @@ def correction_stages(recipe: Recipe, i: int, spec: Mapping[str, Any]) -> dict[s
                 (*at, role), f"{role!r} is the name of a scorer, or an entry like one: {{model: …}}; found {given!r}."
             )
         params = {**needed.params, **(given or {})}
-        if needed.of is not None and "of" not in params:
+        if needed.of is not None and "of" not in params and _reads_another(str(params.get("use", needed.scorer))):
             other = spec.get(needed.of)
             params["of"] = other if isinstance(other, str) else f"{name}-{needed.of}"
         out[f"{name}-{role}"] = ((*at, role), recipe.scorer(needed.scorer, params, (*at, role)), name)
     return out
+
+
+def _reads_another(word: str) -> bool:
+    """Whether a scorer reads what another stage found; False for a word that nothing goes by, which is told later."""
+    try:
+        return "of" in (f.name for f in dataclasses.fields(registry.find("scorers", word)))
+    except InputError:
+        return False
 
 
 def _left_out(spec: Mapping[str, Any], role: str, needed: Role) -> bool:
@@ -217,7 +225,14 @@ def read_correction(recipe: Recipe, i: int, spec: dict[str, Any]) -> Correction:
                 (*at, role),
                 f"no scorer is called {stage!r}{registry.nearest(stage, known)} Known: {', '.join(known) or 'none'}.",
             )
-        has = [c.name for c in recipe.scorers[stage].columns]
+        columns = recipe.scorers[stage].columns
+        has = [c.name for c in columns]
+        if not needed.columns and columns[0].dtype not in ("float64", "int64"):
+            raise recipe.error(
+                (*at, role),
+                f"{spec['use']} reads the first column of {role!r}, a number; that of {stage!r} is {has[0]!r}, "
+                f"{columns[0].dtype}.",
+            )
         if lacking := [c for c in needed.columns if c not in has]:
             raise recipe.error(
                 (*at, role),

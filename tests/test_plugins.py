@@ -43,24 +43,32 @@ def test_plugins_are_listed_without_being_imported(site):
     code = (
         "import sys\n"
         "from curate import registry\n"
-        "print(*registry.names('scorers'), *registry.names('selectors'))\n"
+        "print(*registry.names('scorers'), *registry.names('selectors'), *registry.names('correctors'))\n"
         "assert not [m for m in sys.modules if m.startswith('curate_plugin')]\n"
     )
     words = run(code, site).split()
-    assert {"vowels", "every-other", "broken", "likelihood", "top-k"} <= set(words)
-    assert not {"vowels", "every-other"} & set(run(code).split())  # gone where it is not installed
+    assert {"vowels", "every-other", "full-stop", "broken", "likelihood", "top-k", "s3ft"} <= set(words)
+    assert not {"vowels", "every-other", "full-stop"} & set(run(code).split())  # gone where it is not installed
 
 
 def test_a_plugin_keeps_the_laws(site):
     code = (
         "from curate import registry\n"
-        "from curate.testing import check_scorer, check_selector\n"
+        "from curate.testing import check_corrector, check_scorer, check_selector, odd_examples\n"
         "scorer, selector = registry.find('scorers', 'vowels'), registry.find('selectors', 'every-other')\n"
+        "corrector = registry.find('correctors', 'full-stop')\n"
         "check_scorer(scorer())\n"
         "check_selector(selector())\n"
-        "print(scorer.__module__, selector.__module__)\n"
+        "check_corrector(corrector(), odd_examples(), {'vowels': scorer().score(odd_examples())})\n"
+        "print(scorer.__module__, selector.__module__, corrector.__module__)\n"
     )
-    assert run(code, site) == "curate_plugin_example curate_plugin_example"
+    assert run(code, site).split() == ["curate_plugin_example"] * 3
+
+
+def test_what_offers_something_else_is_no_corrector(site):
+    message = error_of("correctors", "not-a-corrector", site)
+    assert "'not-a-corrector' is 'curate_plugin_example:Vowels'" in message
+    assert message.endswith("which is no subclass of curate.Corrector.")
 
 
 def test_a_built_in_word_cannot_be_taken_over(site):

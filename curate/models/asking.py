@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -41,6 +41,8 @@ Read = Literal["probabilities", "samples"]
 
 _TAIL = 8
 """Tokens before an option that are tokenised with it: more than any pre-tokenizer looks back."""
+_TEXTS = ("content", "thinking", "tool_calls")
+"""What a turn says, by the names of its fields."""
 _LETTERS = 16
 """Tokens of an answer that is to name an option."""
 
@@ -157,10 +159,32 @@ class Asker:
         """Return ``sampling.n`` answers to each conversation, in order; or why it cannot be asked."""
         return [its if isinstance(its, Refused) else its[1] for its in self._write(conversations, sampling)]
 
+    def answer(
+        self, conversations: Sequence[tuple[Conversation, str | None]], sampling: Sampling
+    ) -> list[list[Generation] | Refused]:
+        """Return ``sampling.n`` answers to each conversation, with its tools (JSON), as a training would show them.
+
+        Turns are whole messages, tool calls included.  The prompt ends where the first token of a finished answer
+        begins, after an empty thinking where the template writes one; of the answers nothing else is left out.
+        """
+        opened = [self._texts.opened(messages, tools, direct=True) for messages, tools in conversations]
+        begun = _of_able(opened, self._texts.begun)
+        out: list[list[Generation] | Refused] = []
+        found = self._on([its if isinstance(its, Refused) else its[0] for its in begun], sampling)
+        for start, its in zip(begun, found, strict=True):
+            if isinstance(its, Refused):
+                out.append(its)
+            else:
+                out.append([replace(one, text=one.text.removeprefix(start[1])) for one in its[1]])
+        return out
+
     def _write(self, conversations: Sequence[Conversation], sampling: Sampling) -> list[Any]:
         """Return (prompt, answers) of each conversation, or why there are none."""
         opened = [self._texts.opened(conversation, direct=False) for conversation in conversations]
-        prompts = _of_able(opened, lambda texts: [ids for ids, _ in self._texts.tokens(texts)])
+        return self._on(_of_able(opened, lambda texts: [ids for ids, _ in self._texts.tokens(texts)]), sampling)
+
+    def _on(self, prompts: Sequence[Ids | Refused], sampling: Sampling) -> list[Any]:
+        """Return (prompt, answers) of each prompt, or why there are none."""
         prompts = [ids if isinstance(ids, Refused) else self._fitting(ids, ids, 1) for ids in prompts]
 
         def write(able: list[Ids]) -> list[tuple[Ids, list[Generation]] | Refused]:
@@ -218,7 +242,7 @@ class _Texts:
         marks = [t.content for t in added.values() if t.special or re.fullmatch(r"<.+>|\[.+\]", t.content)]
         self._marks = re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))) or r"(?!)")
         self._special = np.array([i for i, t in added.items() if t.special], dtype=np.int64)
-        self._harmless: dict[str, str | None] = {}
+        self._known: dict[str, str | None] = {}
         self._tails: dict[tuple[str, tuple[str, ...]], list[Ids]] = {}
         try:
             probe = coder.opened([{"role": "system", "content": "ProbeOfTheSystem"}, {"role": "user", "content": "?"}])
@@ -227,33 +251,40 @@ class _Texts:
             self.shows_system = False
         """Whether the template has a place for a system turn; else it goes before the first user turn."""
 
-    def opened(self, conversation: Conversation, *, direct: bool) -> str | Refused:
+    def opened(self, conversation: Conversation, tools: str | None = None, *, direct: bool) -> str | Refused:
         """Return the text up to where the answer begins."""
         turns = []
-        for i, turn in enumerate(conversation):
-            try:
-                turn["content"].encode()  # JSON can spell half a surrogate pair, which no tokenizer takes
-            except UnicodeEncodeError:
-                return Refused("not valid Unicode: half a surrogate pair")
-            content = self._without_special(turn["content"])
-            if content is None:
-                return Refused(f"message {i} spells a special token that a space does not break")
-            turns.append({"role": turn["role"], "content": content})
-        if turns and turns[0]["role"] == "system" and not self.shows_system:
-            system = turns.pop(0)["content"]
-            turns[0] = {**turns[0], "content": f"{system}\n\n{turns[0]['content']}"}
         try:
-            return self._encoder.opened(turns, direct=direct)
+            for i, turn in enumerate(conversation):
+                texts = {part: self._harmless(turn[part], f"message {i} spells") for part in _TEXTS if turn.get(part)}
+                turns.append({**turn, **texts})
+            tools = self._harmless(tools, "tools spell") if tools else None
+            user = next((i for i, turn in enumerate(turns) if turn["role"] == "user"), 0)
+            if turns and turns[0]["role"] == "system" and user and not self.shows_system:
+                turns[user]["content"] = f"{turns[0]['content']}\n\n{turns[user]['content']}"
+                del turns[0]
+            return self._encoder.opened(turns, tools, direct=direct)
         except TemplateRefusal as refusal:
             return Refused(str(refusal))
 
+    def _harmless(self, text: str, who: str) -> str:
+        """Return a text that no special token stands in.  TemplateRefusal where there is none."""
+        try:
+            text.encode()  # JSON can spell half a surrogate pair, which no tokenizer takes
+        except UnicodeEncodeError:
+            raise TemplateRefusal("not valid Unicode: half a surrogate pair") from None
+        broken = self._without_special(text)
+        if broken is None:
+            raise TemplateRefusal(f"{who} a special token that a space does not break")
+        return broken
+
     def _without_special(self, text: str) -> str | None:
         """Return the text with a space in every special token that it spells; None where that does not help."""
-        if text not in self._harmless:
-            if len(self._harmless) > 256:  # instructions come again and again, rows do not
-                self._harmless.clear()
-            self._harmless[text] = self._broken(text)
-        return self._harmless[text]
+        if text not in self._known:
+            if len(self._known) > 256:  # instructions come again and again, rows do not
+                self._known.clear()
+            self._known[text] = self._broken(text)
+        return self._known[text]
 
     def _broken(self, text: str) -> str | None:
         for _ in range(100):  # breaking one may spell another
@@ -268,6 +299,17 @@ class _Texts:
     def tokens(self, texts: Sequence[str]) -> list[tuple[Ids, list[tuple[int, int]]]]:
         """Return ids and characters of each token."""
         return self._encoder.tokens(texts)
+
+    def begun(self, texts: Sequence[str]) -> list[tuple[Ids, str]]:
+        """Return what stands before the first token of an answer, and how the text of an answer that begins there does.
+
+        A tokenizer joins the space behind "Answer:" with the word after it: so does the model that writes this word.
+        """
+        out = []
+        for text, (ids, offsets) in zip(texts, self.tokens([text + "A" for text in texts]), strict=True):
+            first = next(i for i, (_, end) in enumerate(offsets) if end > len(text))
+            out.append((ids[: ids.size - len(offsets) + first], text[offsets[first - 1][1] if first else 0 :]))
+        return out
 
     def cut(self, texts: Sequence[str], options: Sequence[tuple[str, ...]]) -> list[tuple[Ids, list[Ids]]]:
         """Return prompt and options of each text as tokens."""

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from curate._imports import require
 from curate.exceptions import ModelError
 from curate.models.base import DType
+from curate.models.halving import in_halves
 from curate.models.template import load_tokenizer
-from curate.models.weights import find_device, is_out_of_memory, load_weights
+from curate.models.weights import find_device, load_weights
 
 log = logging.getLogger(__name__)
 
@@ -77,19 +78,28 @@ class CrossEncoder:
         ]
         longest = np.array([len(row["input_ids"]) for row in rows], dtype=np.int64)
         out = np.full(len(pairs), np.nan)
+
+        def read(batch: Sequence[int]) -> None:
+            out[batch] = self._batch([rows[i] for i in batch])[:, self._output[label]]
+
+        def halved(batch: Sequence[int]) -> None:
+            log.warning(
+                "out of memory at %d pairs of %d tokens; they are read again, in halves.", len(batch), longest[batch[0]]
+            )
+
         todo = np.argsort(-longest, kind="stable").tolist()
         while todo:
             size = max(1, self.batch_tokens // int(longest[todo[0]]))
             batch, todo = todo[:size], todo[size:]
-            out[batch] = self._batch([rows[i] for i in batch], self._output[label])
+            in_halves(batch, read, device=self.device, halved=halved, alone=lambda _: None)
         # Only a pair that fills the context can have been cut; of those the whole length tells.
         cut = longest >= self.context
         for i in np.flatnonzero(cut).tolist():
             cut[i] = len(self._tokenizer(*pairs[i], truncation=False, verbose=False)["input_ids"]) > self.context
         return out, cut
 
-    def _batch(self, rows: list[dict[str, list[int]]], output: int) -> NDArray[np.float64]:
-        """Return the probabilities of one batch, in halves if it does not fit; the first row is the longest."""
+    def _batch(self, rows: list[dict[str, list[int]]]) -> NDArray[np.float64]:
+        """Return the probabilities of all labels (n, m) for one batch; the first row is the longest."""
         import torch
 
         width = len(rows[0]["input_ids"])
@@ -99,22 +109,10 @@ class CrossEncoder:
             for name, values in row.items():
                 given[name][i, : len(values)] = values
             given["attention_mask"][i, : len(row["input_ids"])] = 1
-        try:
-            with torch.inference_mode():
-                tensors = {name: torch.from_numpy(value).to(self.device) for name, value in given.items()}
-                logits = self._model(**tensors).logits
-                found = torch.softmax(logits.float(), dim=-1)[:, output].double().cpu().numpy()
-                return np.asarray(found)
-        except Exception as error:
-            if not is_out_of_memory(torch, error):
-                raise
-        if self.device.startswith("cuda"):
-            torch.cuda.empty_cache()
-        if len(rows) == 1:
-            return np.full(1, np.nan)
-        log.warning("out of memory at %d pairs of %d tokens; they are read again, in halves.", len(rows), width)
-        half = len(rows) // 2
-        return np.concatenate([self._batch(rows[:half], output), self._batch(rows[half:], output)])
+        with torch.inference_mode():
+            tensors = {name: torch.from_numpy(value).to(self.device) for name, value in given.items()}
+            logits = self._model(**tensors).logits
+            return np.asarray(torch.softmax(logits.float(), dim=-1).double().cpu().numpy())
 
     def describe(self) -> dict[str, str]:
         """Return what produced the numbers: backend, dtype, device."""

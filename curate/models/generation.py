@@ -5,8 +5,8 @@ the likeliest tokens that together reach ``top_p``, by inverting the cumulative 
 token.  Those numbers come from a stream of the text's own, named by (seed, the prompt's tokens, k), so neither the
 prompts beside it nor the batches change a text, unless two tokens are so near each other that rounding decides.
 
-Prompts of a batch are padded on the left, and each is computed once for all its texts.  A text that has ended leaves
-the batch.
+Each prompt is computed once for all its texts, and a text that has ended leaves the batch; see
+``curate.models.key_values``.
 """
 
 from __future__ import annotations
@@ -21,12 +21,19 @@ from numpy.typing import NDArray
 
 from curate.exceptions import ModelError
 from curate.models.base import Generation, Sampling
-from curate.models.prefix import padded_left
+from curate.models.key_values import KeyValues, closed_up
 from curate.seeding import rng_for
 
 if TYPE_CHECKING:
     import torch
 
+KEPT = 2**19
+"""Bytes of keys and values that the texts of a batch may have, for each token of the model's batch budget: half a GiB a
+thread on a CPU, 8 GiB else."""
+PADDING = 1 / 4, 64
+"""Columns of a text that may be padding: a share of those of the batch, or so many, whichever is more."""
+_FEW = 32
+"""Texts that threads do not divide among them: each pass costs its own, however few there are."""
 _NUCLEUS = 1024
 """Tokens that are sorted at first; where they do not reach ``top_p``, all are."""
 
@@ -63,6 +70,7 @@ class Writer:
     Parameters
     ----------
     base : the model without its head; None where it keeps no cache, or none that rows of several lengths can share.
+    bytes_per_token : of its keys and values.
     logits : logits (n, V) of last hidden states (n, d).
     whole : logits (V,) after a sequence (T,), computed from its beginning; used where ``base`` is None.
     tokenizer : for the texts and their stops.
@@ -70,16 +78,17 @@ class Writer:
     """
 
     base: Any
+    bytes_per_token: int
     logits: Callable[[torch.Tensor], torch.Tensor]
     whole: Callable[[NDArray[np.int64]], torch.Tensor]
     tokenizer: Any
     ends: frozenset[int]
     device: str
 
-    def write(self, texts: Sequence[Text], sampling: Sampling) -> None:
-        """Write texts to their ends, as one batch; texts of one prompt stand together.
+    def write(self, texts: Sequence[Text], sampling: Sampling, batch_tokens: int) -> None:
+        """Write texts to their ends, as one batch; the longest prompt first, and texts of one prompt together.
 
-        Those that are not over begin anew.
+        Those that are not over begin anew.  Prompts go through the model in passes of ``batch_tokens``.
 
         Raises
         ------
@@ -90,7 +99,7 @@ class Writer:
         for text in live:
             text.ids.clear()
         streams = {id(text): rng_for(sampling.seed, *text.name) for text in live if sampling.temperature}
-        kept = _Kept(self.base, live, self.device) if self.base is not None and live else None
+        kept = self._begun(live, batch_tokens) if self.base is not None and live else None
         while live:
             z = self._each(live) if kept is None else self.logits(kept.hidden)
             if bool(z.isnan().any()):
@@ -99,7 +108,7 @@ class Writer:
             for text, token in zip(live, tokens.tolist(), strict=True):
                 text.ids.append(token)
                 text.ended = "token" if token in self.ends else "stop" if self._stops(text, sampling) else ""
-            going = [i for i, text in enumerate(live) if not text.over]
+            going = closed_up(len(live), [i for i, text in enumerate(live) if not text.over])
             live = [live[i] for i in going]
             if kept is not None and live:
                 kept.advance(tokens, going)
@@ -110,6 +119,17 @@ class Writer:
         if text.ended == "stop":
             written = written[: min(at for at in map(written.find, sampling.stop) if at >= 0)]
         return Generation(written, len(text.ids), bool(text.ended), np.array(text.ids, dtype=np.int64))
+
+    def _begun(self, texts: Sequence[Text], batch_tokens: int) -> KeyValues:
+        first = [i for i, text in enumerate(texts) if not i or text.prompt is not texts[i - 1].prompt]
+        return KeyValues(
+            self.base,
+            [texts[i].prompt for i in first],
+            np.repeat(np.arange(len(first)), np.diff([*first, len(texts)])),
+            room=max(text.limit for text in texts),
+            batch_tokens=batch_tokens,
+            device=self.device,
+        )
 
     def _each(self, texts: Sequence[Text]) -> torch.Tensor:
         import torch
@@ -130,50 +150,28 @@ class Writer:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-class _Kept:
-    """A batch of texts with their keys and values: the last hidden state of each, and what comes of one more token."""
+def together(sizes: Sequence[int], sampling: Sampling, budget: int, threads: int) -> list[list[int]]:
+    """Return prompts in batches, the longest first.
 
-    def __init__(self, base: Any, texts: Sequence[Text], device: str) -> None:
-        import torch
+    A batch of m prompts keeps m · n · (longest prompt + new tokens) columns of keys and values.
 
-        self._base, self._device = base, device
-        first = [i for i, text in enumerate(texts) if not i or text.prompt is not texts[i - 1].prompt]
-        ids, mask = padded_left([texts[i].prompt for i in first])
-        self._mask = None if bool(mask.all()) else mask.to(device)
-        out = base(input_ids=ids.to(device), use_cache=True, **self._places(ids.shape[1]))
-        self._cache = out.past_key_values
-        of = torch.tensor(np.repeat(np.arange(len(first)), np.diff([*first, len(texts)])), device=device)
-        self.hidden = out[0][:, -1]
-        if len(first) < len(texts):
-            self._select(of)
-            self.hidden = self.hidden.index_select(0, of)
-
-    def advance(self, tokens: torch.Tensor, going: Sequence[int]) -> None:
-        """Append a token to each text and go on with those that are not over."""
-        import torch
-
-        if len(going) < tokens.shape[0]:
-            which = torch.tensor(going, device=self._device)
-            tokens = tokens.index_select(0, which)
-            self._select(which)
-        if self._mask is not None:
-            self._mask = torch.cat([self._mask, self._mask.new_ones((len(going), 1))], dim=1)
-        out = self._base(input_ids=tokens[:, None], past_key_values=self._cache, use_cache=True, **self._places(1))
-        self._cache, self.hidden = out.past_key_values, out[0][:, -1]
-
-    def _select(self, which: torch.Tensor) -> None:
-        self._cache.batch_select_indices(which)
-        if self._mask is not None:
-            self._mask = self._mask.index_select(0, which)
-
-    def _places(self, width: int) -> dict[str, torch.Tensor]:
-        """Return the mask and the positions of the last ``width`` tokens; nothing where nothing is padded."""
-        if self._mask is None:
-            return {}
-        return {
-            "attention_mask": self._mask,
-            "position_ids": (self._mask.cumsum(dim=1) - 1).clamp(min=0)[:, -width:],
-        }
+    Parameters
+    ----------
+    sizes : tokens of each prompt.
+    budget : columns of a batch; one prompt may have more.
+    threads : that take batches: each is to have one, if there are texts enough.
+    """
+    columns = np.array(sizes, dtype=np.int64) + sampling.max_tokens
+    share = sampling.n * int(columns.sum()) // threads
+    order = np.argsort(-columns, kind="stable")
+    out: list[list[int]] = []
+    while order.size:
+        longest = int(columns[order[0]])
+        near = int((longest - columns[order] <= max(PADDING[0] * longest, PADDING[1])).sum())
+        size = max(1, min(near, min(budget, max(share, _FEW * longest)) // (sampling.n * longest)))
+        out.append(order[:size].tolist())
+        order = order[size:]
+    return out
 
 
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -40,12 +40,13 @@ from curate._imports import require
 from curate.exceptions import InputError, ModelError
 from curate.models import lora as adapters
 from curate.models.base import DType, Row
+from curate.models.halving import in_halves, smaller_budget
 from curate.models.head import Head, cross_entropy_slopes, head_is_known
 from curate.models.lora import Lora, Weights
 from curate.models.projection import Projection
 from curate.models.rows import check_row
 from curate.models.threads import run_batches
-from curate.models.weights import changes_when_run, find_device, is_out_of_memory, load_weights
+from curate.models.weights import changes_when_run, find_device, load_weights
 
 if TYPE_CHECKING:
     import torch
@@ -285,31 +286,24 @@ class GradientLM:
 
     def _take(self, batch: NDArray[np.int64], call: _Call) -> None:
         """Take the gradients of one batch, in halves if it does not fit; the first row is the longest."""
-        import torch
 
-        width = int(call.lengths[batch[0]])
-        if len(batch) <= self._size(width):
-            try:
-                self._backward(batch, width, call)
-                return
-            except Exception as error:
-                if not is_out_of_memory(torch, error):
-                    raise
-            # Outside of the except block, where the traceback no longer keeps the batch's tensors alive.
-            if self.device.startswith("cuda"):
-                torch.cuda.empty_cache()
-            if len(batch) == 1:
-                call.reasons[batch[0]] = f"out of memory at {width} tokens"
-                return
-            self.batch_tokens = min(self.batch_tokens, width * (len(batch) // 2))
-            log.warning(
-                "out of memory at %d rows of %d tokens; batches of %d tokens from here on.",
-                len(batch),
-                width,
-                self.batch_tokens,
-            )
-        self._take(batch[: len(batch) // 2], call)
-        self._take(batch[len(batch) // 2 :], call)
+        def work(rows: Sequence[int]) -> None:
+            self._backward(np.array(rows), int(call.lengths[rows[0]]), call)
+
+        def halved(rows: Sequence[int]) -> None:
+            self.batch_tokens = smaller_budget(self.batch_tokens, len(rows), int(call.lengths[rows[0]]))
+
+        def alone(j: int) -> None:
+            call.reasons[j] = f"out of memory at {call.lengths[j]} tokens"
+
+        in_halves(
+            batch.tolist(),
+            work,
+            device=self.device,
+            halved=halved,
+            alone=alone,
+            fits=lambda rows: len(rows) <= self._size(int(call.lengths[rows[0]])),
+        )
 
     def _backward(self, batch: NDArray[np.int64], width: int, call: _Call) -> None:
         import torch

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from curate._imports import require
 from curate.exceptions import ModelError
 from curate.models.base import DType
+from curate.models.halving import in_halves
 from curate.models.rows import check_prompt
-from curate.models.weights import find_device, is_out_of_memory, load_weights
+from curate.models.weights import find_device, load_weights
 
 log = logging.getLogger(__name__)
 
@@ -62,17 +63,28 @@ class RewardLM:
         for i, ids in enumerate(rows):
             check_prompt(i, ids, vocab_size=self.vocab_size, context=self.context)
         out: list[float | None] = [None] * len(rows)
+
+        def read(batch: Sequence[int]) -> None:
+            for i, reward in zip(batch, self._rewards([rows[i] for i in batch]), strict=True):
+                out[i] = reward
+
+        def halved(batch: Sequence[int]) -> None:
+            log.warning(
+                "out of memory at %d rows of %d tokens; they are read again, in halves.",
+                len(batch),
+                rows[batch[0]].size,
+            )
+
         todo = sorted(range(len(rows)), key=lambda i: -rows[i].size)
         while todo:
             # Without a pad token Transformers cannot tell where a row of a batch ends.
             size = 1 if self._pad is None else max(1, self.batch_tokens // rows[todo[0]].size)
             batch, todo = todo[:size], todo[size:]
-            for i, reward in zip(batch, self._rewards([rows[i] for i in batch]), strict=True):
-                out[i] = reward
+            in_halves(batch, read, device=self.device, halved=halved, alone=lambda _: None)
         return out
 
-    def _rewards(self, rows: Sequence[NDArray[np.integer]]) -> list[float | None]:
-        """Return the outputs of one batch, in halves if it does not fit; the first row is the longest."""
+    def _rewards(self, rows: Sequence[NDArray[np.integer]]) -> list[float]:
+        """Return the outputs of one batch; the first row is the longest."""
         import torch
 
         ids = np.full((len(rows), rows[0].size), 0 if self._pad is None else self._pad, dtype=np.int64)
@@ -80,21 +92,10 @@ class RewardLM:
         for i, row in enumerate(rows):
             ids[i, : row.size] = row
             mask[i, : row.size] = 1
-        try:
-            with torch.inference_mode():
-                given = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-                found = self._model(**{name: value.to(self.device) for name, value in given.items()}).logits
-                return [float(value) for value in found[:, 0].float().cpu()]
-        except Exception as error:
-            if not is_out_of_memory(torch, error):
-                raise
-        if self.device.startswith("cuda"):
-            torch.cuda.empty_cache()
-        if len(rows) == 1:
-            return [None]
-        log.warning("out of memory at %d rows of %d tokens; they are read again, in halves.", len(rows), rows[0].size)
-        half = len(rows) // 2
-        return self._rewards(rows[:half]) + self._rewards(rows[half:])
+        with torch.inference_mode():
+            given = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+            found = self._model(**{name: value.to(self.device) for name, value in given.items()}).logits
+            return [float(value) for value in found[:, 0].float().cpu()]
 
     def describe(self) -> dict[str, str]:
         """Return what produced the numbers: backend, dtype, device."""

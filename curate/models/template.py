@@ -193,14 +193,10 @@ class Encoder:
         counted = assistant if self.turns == "all" else assistant[-1:]
         wanted = [i for i in counted if messages[i].get("train") is not False]
         self._refuse_special(messages, tools)
-        try:
-            turns = chat(messages)
-            schemas = json.loads(tools) if tools else None
-        except ValueError as error:
-            raise TemplateRefusal("tools or tool_calls are not JSON") from error
-        return self._templates[bool(schemas)].render(turns, schemas or None, wanted)
+        turns, schemas = _read(messages, tools)
+        return self._templates[bool(schemas)].render(turns, schemas, wanted)
 
-    def opened(self, messages: Messages, *, direct: bool = False) -> str:
+    def opened(self, messages: Messages, tools: str | None = None, *, direct: bool = False) -> str:
         """Return the text of a conversation up to where the model's next turn begins.
 
         With ``direct`` an answer follows at once, as in a finished turn, without the thinking that some generation
@@ -210,7 +206,8 @@ class Encoder:
         ------
         TemplateRefusal
         """
-        return self._templates[False].opened(chat(messages), direct)
+        turns, schemas = _read(messages, tools)
+        return self._templates[bool(schemas)].opened(turns, schemas, direct)
 
     @property
     def bos(self) -> int:
@@ -272,6 +269,14 @@ class Encoder:
         return out
 
 
+def _read(messages: Messages, tools: str | None) -> tuple[list[dict[str, Any]], list[Any] | None]:
+    """Return turns and tools as a template reads them.  TemplateRefusal where they are not JSON."""
+    try:
+        return chat(messages), (json.loads(tools) if tools else None) or None
+    except ValueError as error:
+        raise TemplateRefusal("tools or tool_calls are not JSON") from error
+
+
 def spans_to_mask(offsets: Sequence[Span], spans: Sequence[Span]) -> NDArray[np.bool_]:
     """Return which tokens hold a character of any span.
 
@@ -309,8 +314,8 @@ class _Plain:
     def end_of_turn(self) -> str:
         return self._eos
 
-    def opened(self, turns: Messages, direct: bool) -> str:
-        return self.render(turns, None, ())[0] + "\nAnswer: "
+    def opened(self, turns: Messages, tools: list[Any] | None, direct: bool) -> str:
+        return self.render(turns, tools, ())[0] + "\nAnswer: "
 
     def render(self, turns: Messages, tools: list[Any] | None, wanted: Sequence[int]) -> tuple[str, list[Span]]:
         pieces: list[str] = [f"Tools: {json.dumps(tools, ensure_ascii=False)}\n"] if tools else []
@@ -375,12 +380,21 @@ class _Chat:
     def end_of_turn(self) -> str:
         return self._end_of_turn
 
-    def opened(self, turns: Messages, direct: bool) -> str:
+    def opened(self, turns: Messages, tools: list[Any] | None, direct: bool) -> str:
+        self._prepare(turns, tools)
         if direct and self.header:
-            return self._template.render(turns)[0] + self.header
-        return self._template.render(turns, add_generation_prompt=True)[0]
+            return self._template.render(turns, tools)[0] + self.header
+        return self._template.render(turns, tools, add_generation_prompt=True)[0]
 
     def render(self, turns: Messages, tools: list[Any] | None, wanted: Sequence[int]) -> tuple[str, list[Span]]:
+        self._prepare(turns, tools)
+        text, spans = self._template.render(turns, tools)
+        if self._template.marks_generation:
+            return text, self._marked(text, spans, turns, wanted)
+        return text, [self._between(text, turns, tools, i) for i in wanted]
+
+    def _prepare(self, turns: Messages, tools: list[Any] | None) -> None:
+        """Spell turns as this template reads them, in place.  TemplateRefusal where it has no place for all of them."""
         for turn in turns:
             if "thinking" in turn:
                 turn["reasoning_content"] = turn["thinking"]  # type: ignore[index]  # the name that most templates read
@@ -393,10 +407,6 @@ class _Chat:
                         _arguments_to_object(call)
         if tools and "tools" not in self._template.source:
             raise TemplateRefusal("the chat template does not show tools; use template: plain")
-        text, spans = self._template.render(turns, tools)
-        if self._template.marks_generation:
-            return text, self._marked(text, spans, turns, wanted)
-        return text, [self._between(text, turns, tools, i) for i in wanted]
 
     def _marked(self, text: str, spans: list[Span], turns: Messages, wanted: Sequence[int]) -> list[Span]:
         """Return the wanted ones of the template's own spans, each with its end of turn."""

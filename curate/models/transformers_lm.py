@@ -34,15 +34,17 @@ from curate._imports import require
 from curate.exceptions import ModelError
 from curate.models.base import QUANTITIES, CausalLM, DType, Forward, Generation, Quantity, Row, Sampling
 from curate.models.compiled import compile_layers
-from curate.models.generation import Text, Writer, end_tokens
+from curate.models.generation import KEPT, Text, Writer, end_tokens, together
+from curate.models.halving import in_halves, ran_out, smaller_budget
 from curate.models.head import Head, head_is_known
+from curate.models.key_values import bytes_per_token
 from curate.models.last_mlp import last_mlp
 from curate.models.lora import Checkpoint, merged
 from curate.models.prefix import EXPANSION, Group, Prefixes, batches, groups, shares_prefixes
 from curate.models.rows import check_prompt, check_row
 from curate.models.template import load_tokenizer
 from curate.models.threads import run_batches
-from curate.models.weights import changes_when_run, find_device, is_out_of_memory, load_weights
+from curate.models.weights import changes_when_run, find_device, load_weights
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +76,7 @@ class TransformersLM(CausalLM):
         share no beginnings.
     share : compute what several rows begin with once, where the model can.
     adapter : added to the weights.
+    loaded : the model in memory, whatever its files say: one that was trained.
 
     Raises
     ------
@@ -91,10 +94,11 @@ class TransformersLM(CausalLM):
         compiled: bool = False,
         share: bool = True,
         adapter: Checkpoint | None = None,
+        loaded: Any = None,
     ) -> None:
         torch = require("torch", extra="lm", for_=f"the model {model!r}")
         self.device = find_device(torch, device)
-        loaded = load_weights(model, dtype).to(self.device)
+        loaded = (load_weights(model, dtype) if loaded is None else loaded).to(self.device)
         self._model = (loaded if adapter is None else merged(loaded, adapter, name=model)).eval()
         config = self._model.config.get_text_config()
         self.context = getattr(config, "max_position_embeddings", None)
@@ -112,6 +116,7 @@ class TransformersLM(CausalLM):
             self._last_mlp = last_mlp(torch, base, self.vocab_size, self.device) if self.by_hidden_states else None
             able = self.by_hidden_states and not changes_when_run(config)
             self._caches = able and shares_prefixes(torch, base, self.vocab_size, self.device, self._last_mlp)
+            self._bytes_per_token = bytes_per_token(base, self.device) if self._caches else None
             if not self._caches:
                 log.debug("%s: %s keeps no cache that rows could share.", model, type(self._model).__name__)
             self.shares = self._caches and share and not compiled
@@ -222,50 +227,47 @@ class TransformersLM(CausalLM):
 
         for i, prompt in enumerate(prompts):
             check_prompt(i, prompt, vocab_size=self.vocab_size, context=self.context)
-        if self._writer is None:
-            tokenizer = load_tokenizer(self._name)
-            base = self._model.base_model if self._caches else None
-            ends = end_tokens(self._model, tokenizer)
-            self._writer = Writer(base, self._head.logits, self._next_logits, tokenizer, ends, self.device)
-        writer = self._writer
+        writer = self._writer = self._writer or self._new_writer()
         texts = [[Text.of(prompt, k, sampling, self.context) for k in range(sampling.n)] for prompt in prompts]
-        order = sorted(range(len(prompts)), key=lambda i: -prompts[i].size)
         out: list[list[Generation] | None] = [None] * len(prompts)
 
-        def write(batch: Sequence[Text]) -> bool:
-            """Write a batch, in halves if it does not fit; False where a text alone does not."""
-            try:
-                with torch.inference_mode():
-                    writer.write(batch, sampling)
-                return True
-            except Exception as error:
-                if not is_out_of_memory(torch, error):
-                    raise
-            if self.device.startswith("cuda"):
-                torch.cuda.empty_cache()
-            half = len(batch) // 2
+        def write(batch: Sequence[Text]) -> None:
+            with torch.inference_mode():
+                writer.write(batch, sampling, self.batch_tokens)
+
+        def halved(batch: Sequence[Text]) -> None:
             log.warning("out of memory at %d texts together; they are written again, in halves.", len(batch))
-            return half > 0 and write(batch[:half]) and write(batch[half:])
 
         def finish(batch: Sequence[int]) -> None:
-            whole = write([text for i in batch for text in texts[i]])
+            its = [text for i in batch for text in texts[i]]
+            in_halves(its, write, device=self.device, halved=halved, alone=lambda _: None)
             for i in batch:
-                if whole or all(text.over for text in texts[i]) or write(texts[i]):
+                if all(text.over for text in texts[i]):
                     out[i] = [writer.result(text, sampling) for text in texts[i]]
 
-        tasks: list[Callable[[], None]] = []
-        while order:
-            longest = prompts[order[0]].size
-            size = min(
-                self.batch_tokens // longest,
-                EXPANSION * self.batch_tokens // (sampling.n * (longest + sampling.max_tokens)),
-            )
-            batch, order = order[: max(1, size)], order[max(1, size) :]
-            tasks.append(partial(finish, batch))
+        batches_of = together(
+            [prompt.size for prompt in prompts],
+            sampling,
+            KEPT * self.batch_tokens // writer.bytes_per_token,
+            threads=torch.get_num_threads() if self._one_batch_per_thread else 1,
+        )
+        tasks = [partial(finish, batch) for batch in batches_of]
         # Compiled layers would be compiled anew for the growing caches.
         with torch.compiler.set_stance("force_eager") if self._compiled else contextlib.nullcontext():
             run_batches(tasks, apart=self._one_batch_per_thread)
         return out
+
+    def _new_writer(self) -> Writer:
+        tokenizer = load_tokenizer(self._name)
+        return Writer(
+            base=None if self._bytes_per_token is None else self._model.base_model,
+            bytes_per_token=self._bytes_per_token or KEPT // EXPANSION,
+            logits=self._head.logits,
+            whole=self._next_logits,
+            tokenizer=tokenizer,
+            ends=end_tokens(self._model, tokenizer),
+            device=self.device,
+        )
 
     def _check_served(self, wants: frozenset[Quantity]) -> None:
         lacking = wants - self.serves
@@ -278,10 +280,32 @@ class TransformersLM(CausalLM):
 
     def _score_rows(self, batch: NDArray[np.int64], call: _Call) -> None:
         """Write the answers of some rows, longest first, into their places."""
-        ids, scored = [call.ids[j] for j in batch], [call.scored[j] for j in batch]
-        found = self._score(ids, scored, call.lengths[batch], call.wants)
-        for j, row in zip(batch, found, strict=True):
-            call.out[j] = row
+        import torch
+
+        def work(rows: Sequence[int]) -> None:
+            ids, scored = [call.ids[j] for j in rows], [call.scored[j] for j in rows]
+            with torch.inference_mode():
+                if self.by_hidden_states:
+                    found = self._by_hidden_states(ids, scored, call.lengths[rows], call.wants)
+                else:
+                    found = self._by_forward(ids, scored)
+            for j, row in zip(rows, found, strict=True):
+                call.out[j] = row
+
+        def halved(rows: Sequence[int]) -> None:
+            self.batch_tokens = smaller_budget(self.batch_tokens, len(rows), int(call.lengths[rows[0]]))
+
+        def alone(j: int) -> None:
+            call.out[j] = None
+
+        in_halves(
+            batch.tolist(),
+            work,
+            device=self.device,
+            halved=halved,
+            alone=alone,
+            fits=lambda rows: len(rows) * int(call.lengths[rows[0]]) <= self.batch_tokens,
+        )
 
     def _score_shared(self, batch: Sequence[Group], call: _Call) -> None:
         """Write the answers of the rows of some groups into their places; without sharing if memory does not allow."""
@@ -292,54 +316,16 @@ class TransformersLM(CausalLM):
             for part in parts:
                 self._score_shared(part, call)
             return
-        try:
+
+        def work() -> None:
             with torch.inference_mode():
-                return self._by_shared_states(batch, call)
-        except Exception as error:
-            if not is_out_of_memory(torch, error):
-                raise
-        if self.device.startswith("cuda"):
-            torch.cuda.empty_cache()
+                self._by_shared_states(batch, call)
+
+        if not ran_out(work, self.device):
+            return
         rows = np.array([j for group in batch for j in group.rows])
         log.warning("out of memory at %d rows that share their beginnings; each is computed whole.", rows.size)
         self._score_rows(rows[np.argsort(-call.lengths[rows], kind="stable")], call)
-
-    def _score(
-        self,
-        ids: Sequence[NDArray[np.integer]],
-        scored: Sequence[NDArray[np.int64]],
-        lengths: NDArray[np.int64],
-        wants: frozenset[Quantity],
-    ) -> list[Forward | None]:
-        """Score one batch, in halves if it does not fit; the first row is the longest."""
-        import torch
-
-        width = int(lengths[0])
-        if len(ids) == 1 or len(ids) * width <= self.batch_tokens:
-            try:
-                with torch.inference_mode():
-                    if self.by_hidden_states:
-                        return self._by_hidden_states(ids, scored, lengths, wants)
-                    return self._by_forward(ids, scored)
-            except Exception as error:
-                if not is_out_of_memory(torch, error):
-                    raise
-            # Outside of the except block, where the traceback no longer keeps the batch's tensors alive.
-            if self.device.startswith("cuda"):
-                torch.cuda.empty_cache()
-            if len(ids) == 1:
-                return [None]
-            self.batch_tokens = min(self.batch_tokens, width * (len(ids) // 2))
-            log.warning(
-                "out of memory at %d rows of %d tokens; batches of %d tokens from here on.",
-                len(ids),
-                width,
-                self.batch_tokens,
-            )
-        half = len(ids) // 2
-        return self._score(ids[:half], scored[:half], lengths[:half], wants) + self._score(
-            ids[half:], scored[half:], lengths[half:], wants
-        )
 
     def _batch(self, ids: Sequence[NDArray[np.integer]], width: int) -> torch.Tensor:
         """Return the ids as an int64 matrix (n, width), cut or padded on the right."""

@@ -133,23 +133,17 @@ class Phrases:
         A phrase counts once, in whichever piece it stands; a whole is one piece.  Of equal shares the first known text
         is told.
         """
-        hits, wholes = [np.empty((7, 0), dtype=np.int64)], [np.empty((2, 0), dtype=np.int64)]
-        for block in blocks(pieces):
-            for found, more in zip((hits, wholes), self._look_up(pieces[block]), strict=True):
-                more[0] += block.start
-                found.append(more)
-        hit, run = self._runs(np.concatenate(hits, axis=1), pieces)
+        hit, run, whole = self._all(pieces)
         # Of each row and known text: the share of its phrases, each counted once, and the longest run of them.
         told = np.unique(np.stack([rows[hit[0]], hit[1], hit[6]]), axis=1)
         pairs, phrases = np.unique(told[:2], axis=1, return_counts=True)
         run = run[:, np.lexsort((run[4], run[0], -run[3], run[1], rows[run[0]]))]
         longest = np.unique(np.stack([rows[run[0]], run[1]]), axis=1, return_index=True)[1]
-        whole = [(p, of, 0, len(pieces[p])) for p, of in np.concatenate(wholes, axis=1).T.tolist()]
-        whole = [one for one in whole if self._is(one[1], pieces[one[0]])]
+        ends = np.array([len(pieces[i]) for i in whole[0].tolist()], dtype=np.int64)
         piece, of, start, end = np.concatenate(
-            [np.array(whole, np.int64).reshape(-1, 4).T, run[[0, 1, 4, 5]][:, longest]], 1
+            [np.stack([*whole, np.zeros_like(ends), ends]), run[[0, 1, 4, 5]][:, longest]], 1
         )
-        share = np.concatenate([np.ones(len(whole)), phrases / self._sizes[pairs[1]]])
+        share = np.concatenate([np.ones(ends.size), phrases / self._sizes[pairs[1]]])
         order = np.lexsort((of, -share, rows[piece]))  # of one known text the whole comes first, as it stands first
         order = order[np.unique(rows[piece[order]], return_index=True)[1]]
         out = Found(np.zeros(n), *(np.full(n, -1, dtype=np.int64) for _ in range(4)))
@@ -158,6 +152,36 @@ class Phrases:
         ):
             column[rows[piece[order]]] = values[order]
         return out
+
+    def held(self, pieces: Sequence[str], rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return of each known text the largest share of its phrases that one row holds, (T,), and that row, (T,).
+
+        The other side of ``find``: share 1 where a piece is the whole, 0 and row -1 where nothing is repeated; of equal
+        shares the first row is told.
+        """
+        hit, _, whole = self._all(pieces)
+        pairs, phrases = np.unique(
+            np.unique(np.stack([hit[1], rows[hit[0]], hit[6]]), axis=1)[:2], axis=1, return_counts=True
+        )
+        of = np.concatenate([whole[1], pairs[0]])
+        row = np.concatenate([rows[whole[0]], pairs[1]])
+        found = np.concatenate([np.ones(whole.shape[1]), phrases / self._sizes[pairs[0]]])
+        order = np.lexsort((row, -found, of))
+        order = order[np.unique(of[order], return_index=True)[1]]
+        share, first = np.zeros(len(self._texts)), np.full(len(self._texts), -1, dtype=np.int64)
+        share[of[order]], first[of[order]] = found[order], row[order]
+        return share, first
+
+    def _all(self, pieces: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return what the pieces repeat, word for word: phrases and runs as ``_runs``; wholes: piece, known text."""
+        hits, wholes = [np.empty((7, 0), dtype=np.int64)], [np.empty((2, 0), dtype=np.int64)]
+        for block in blocks(pieces):
+            for found, more in zip((hits, wholes), self._look_up(pieces[block]), strict=True):
+                more[0] += block.start
+                found.append(more)
+        whole = np.concatenate(wholes, axis=1)
+        same = np.array([self._is(of, pieces[piece]) for piece, of in whole.T.tolist()], dtype=bool)
+        return *self._runs(np.concatenate(hits, axis=1), pieces), whole[:, same]
 
     def _look_up(self, pieces: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return by their hashes what may be repeated.

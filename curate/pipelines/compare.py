@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from curate import __version__
 from curate.exceptions import InputError
+from curate.pipelines.audit import new_answers
 from curate.pipelines.ledger import FinishedRun
 from curate.pipelines.store import Store
 from curate.pipelines.view import languages_of, samples_of, texts_of
@@ -205,7 +206,8 @@ def _alone(r: _Read, name: str, frame: pl.DataFrame, alone: NDArray[np.bool_], i
     """Some rows that only this run kept, with their texts."""
     mine = frame[f"row_{i}"].filter(alone).head(ALONE).to_numpy().astype(np.int64)  # the frame is in key order
     rows = r.rows[mine]
-    found = samples_of(r.run, r.ledger, rows, texts_of(r.run, np.sort(rows)))
+    read = np.sort(rows)
+    found = samples_of(r.run, r.ledger, rows, texts_of(r.run, read), new_answers(r.run, read))
     return [dataclasses.replace(s, stage=name, kind=f"kept by {name} alone") for s in found]
 
 

@@ -175,7 +175,7 @@ class Correcting:
                 action[place] = ACTIONS.index(what) if what is not None and applied else -1
                 rule[place] = words.setdefault(why, len(words))
                 confidence[place] = np.nan if sure is None else sure
-        warning = self._warning(correction)
+        warning = self._warning(correction) or _nearly_all(rule[rows], list(words))
         return Outcome(rows, action[rows], rule[rows], list(words), confidence[rows], directory, warning)
 
     def _made_by(self, correction: Correction) -> tuple[str | None, str | None]:
@@ -202,6 +202,22 @@ class Correcting:
         if models[0] is None or models[0] != models[1]:
             return None
         return "the judge's own model, untrained, wrote the candidates: train it, or name another"
+
+
+_USELESS = ("the candidate ", "the own answer ", "the prediction ", "no candidate", "no verdict", "the orders disagree")
+"""How rules begin that tell of a model of no use, where they hold of nearly all rows."""
+
+
+def _nearly_all(rule: NDArray[np.int32], words: list[str]) -> str | None:
+    """Tell of a model that says the same of nearly all rows: its answers are empty, are cut, go by the order."""
+    if rule.size < 20:
+        return None
+    counts = np.bincount(rule, minlength=len(words))
+    top = int(counts.argmax())
+    useless = words[top].startswith(_USELESS) and words[top] != "the candidate is better"
+    if counts[top] <= 0.9 * rule.size or not useless:
+        return None
+    return f"{counts[top]:,} of {rule.size:,} rows: {words[top]}"
 
 
 @dataclass(frozen=True)

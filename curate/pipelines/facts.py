@@ -24,9 +24,9 @@ from curate.pipelines.store import Store
 from curate.report.card import CardFacts, Config, SourceFacts, card
 
 if TYPE_CHECKING:
-    from curate.base import Parameters
     import polars as pl
 
+    from curate.base import Parameters
     from curate.pipelines.ingest import Group
     from curate.recipe import Recipe
 

@@ -27,6 +27,8 @@ from curate.report.view import ScoreColumn
 if TYPE_CHECKING:
     import polars as pl
 
+    from curate.recipe import Recipe
+
 T = TypeVar("T")
 LABELS = ("decision", "stage", "reason", "score_name", "source", "group")
 NUMBERS = ("score", "threshold", "cluster")
@@ -45,6 +47,29 @@ def kind_of(reason: str, *, rejected: bool = False) -> str:
 
 def _stand_in(found: re.Match[str]) -> str:
     return "‘…’" if found[0][0] in "'\"" else "N"
+
+
+def score_of(run: FinishedRun, recipe: Recipe, ref: str) -> tuple[NDArray[np.float64], bool | None]:
+    """Return a score column or a combination, by its full name, (pool,) in canonical order; and whether more is better.
+
+    NaN where a row has none.
+    """
+    from curate.pipelines.select import combined
+    from curate.pipelines.worker import Stage
+
+    accounts = run.manifest.get("stages", {})
+    stages = {n: Stage(n, recipe.scorers[n], a["fingerprint"]) for n, a in accounts.items() if n in recipe.scorers}
+    return combined(run.store, run.index, recipe, stages, ref), recipe.direction(ref)
+
+
+def recipe_of(store: Store, **changes: Any) -> Recipe:
+    """Return the recipe that a run was made by, with other values for some of its sections."""
+    import yaml
+
+    from curate.recipe import Recipe
+
+    base = (store.read_json(".curate", "base.json") or {}).get("base", ".")
+    return Recipe.from_dict({**yaml.safe_load(store.read_bytes("recipe.yaml")), **changes}, base)
 
 
 @dataclass(frozen=True, eq=False)

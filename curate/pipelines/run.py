@@ -493,8 +493,8 @@ class Run:
             "stages": {},
         }
         self.store.write_bytes(self.recipe.to_yaml().encode(), "recipe.yaml")
-        if self.recipe.corrections:  # where "curate review" looks for the files that they name
-            self.store.write_json({"base": str(self.recipe.base)}, ".curate", "base.json")
+        # Where "review" and "evaluate" look for the files that it names.
+        self.store.write_json({"base": str(self.recipe.base)}, ".curate", "base.json")
         self.store.write_json(self.manifest, "manifest.json")
 
     def _end(self, status: str) -> None:

@@ -228,7 +228,7 @@ def _correct(
     taken = np.flatnonzero((verdicts.corrected >= 0) & inside)
     found = correct(correction, rows, alive, taken)
     verdicts.corrections[correction.name] = found.directory
-    codes = np.array([verdicts.code(f"{correction.name}: {rule}") for rule in found.rules], dtype=np.int32)
+    codes = np.array([verdicts.code(rule) for rule in found.rules], dtype=np.int32)
     threshold = correction.corrector.threshold
     limit = np.nan if threshold is None else threshold
     counts: dict[str, int] = {}

@@ -7,9 +7,11 @@ Layout (what a person reads stands at the top, what the run needs for itself und
     rejected/part-GGGGG.parquet             rows that could not become examples
     scores/STAGE-FINGERPRINT/part-….parquet      row-aligned with the examples that are no duplicates
     features/STAGE-FINGERPRINT/part-….parquet    ids and reasons, and part-….npy: the vectors, memory-mappable
+    corrections/NAME-FINGERPRINT/part-….parquet  what became of the rows that a correction looked at, old and new
     decisions/part-….parquet                one row for every input row
     dataset/train-00000-of-0000N.parquet    the result        provenance/: the same rows' ids, sources, scores
     .curate/run.json                        marks the directory as ours
+    .curate/base.json                       the folder that the recipe's files are named from
     .curate/done/STAGE-FINGERPRINT/PART.json     a finished shard: its digest, counts, seconds
     .curate/done/select.json                the selection in effect
     .curate/events.jsonl                    every shard computed, in order
@@ -51,7 +53,7 @@ _AT_ONCE = 8
 """Files fetched from an object store at the same time: a request waits for the network far longer than it works."""
 _SMALL = 2 * 2**20
 """A file up to this size is fetched whole, whatever columns are asked: one request is quicker than three."""
-_WRITTEN = ("examples", "rejected", "scores", "features", "selections", ".curate")
+_WRITTEN = ("examples", "rejected", "scores", "features", "corrections", "selections", "trials", ".curate")
 
 T = TypeVar("T")
 U = TypeVar("U")

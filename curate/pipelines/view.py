@@ -6,7 +6,7 @@ What is drawn at random is drawn by content key and seed: how the run was cut in
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from curate.base import Selector
 from curate.budget import Budget, interleave
 from curate.exceptions import InputError
 from curate.numerics.principal import principal_axes
+from curate.pipelines.audit import corrections, new_answers
 from curate.pipelines.influence import by_hidden_states, influences
 from curate.pipelines.ledger import FinishedRun
 from curate.pipelines.store import Store
@@ -65,7 +66,8 @@ def view(store: Store, *, samples: int = SAMPLES) -> View:
     measured = influences(run, ledger, {"this run": _kept(run, ledger), **{b.name: b.chosen for b in baselines}})
     ends = np.unique([e.row for i in measured for e in i.extremes] if samples else []).astype(np.int64)
     texts = texts_of(run, np.unique(np.r_[chosen[chosen < run.index.rows], points, ends]))
-    shown = samples_of(run, ledger, np.r_[chosen, ends], texts)
+    news = new_answers(run, np.unique(np.r_[chosen[chosen < run.index.rows], ends]))
+    shown = samples_of(run, ledger, np.r_[chosen, ends], texts, news)
     return View(
         manifest=run.manifest,
         recipe=store.read_bytes("recipe.yaml").decode("utf-8", "replace"),
@@ -76,6 +78,7 @@ def view(store: Store, *, samples: int = SAMPLES) -> View:
         samples=shown[: chosen.size],
         pool_map=None if drawn is None else _finish_map(run, ledger, drawn, texts),
         influences=measured,
+        corrections=corrections(run, ledger, seed, shown=samples > 0),
         rows=dict(zip(ends.tolist(), shown[chosen.size :], strict=True)),
         notes=notes,
     )
@@ -241,9 +244,16 @@ def texts_of(run: FinishedRun, rows: NDArray[np.int64]) -> dict[int, dict[str, A
 
 
 def samples_of(
-    run: FinishedRun, ledger: pl.DataFrame, chosen: NDArray[np.int64], texts: dict[int, dict[str, Any]]
+    run: FinishedRun,
+    ledger: pl.DataFrame,
+    chosen: NDArray[np.int64],
+    texts: dict[int, dict[str, Any]],
+    news: Mapping[int, str] | None = None,
 ) -> list[Sample]:
-    """Return ledger rows, given by number, with their texts (see ``texts_of``) and scores; in the order given."""
+    """Return ledger rows, given by number, with their texts (see ``texts_of``) and scores; in the order given.
+
+    ``news`` has the answers that corrections put into some of them.
+    """
     lines = _ledger_lines(run, np.sort(chosen))
     place = np.full(run.index.rows, -1, dtype=np.int64)
     place[np.sort(run.index.pool)] = np.arange(run.index.n)
@@ -260,6 +270,8 @@ def samples_of(
         line, raw = lines[row]
         own = scores.get(int(place[row]), {}) if row < run.index.rows else {}
         turns = [("raw", cut(raw or "", _TURN_CHARS))] if row not in texts else _turns(texts[row]["messages"])
+        if row in (news or {}):
+            turns.append(("corrected", cut((news or {})[row], _TURN_CHARS)))
         out.append(Sample(line["decision"], line["stage"], kind, line, turns, own))
     return out
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow.compute as pc
 
+from curate.diff import brief, diff, plain
 from curate.exceptions import InputError, RunDirectoryError
+from curate.pipelines import audit
 from curate.pipelines.store import Store
+from curate.report.text import visible
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class Story:
     """The example, or the rejected row."""
     copies: list[dict[str, Any]]
     """Ledger rows of the exact copies."""
+    corrections: list[dict[str, Any]] = field(default_factory=list)
+    """What each correction that saw the row did to it, or did not, and why."""
 
 
 def why(store: Store, wanted: str) -> list[Story]:
@@ -85,7 +90,8 @@ def _story(store: Store, name: str, i: int, row: dict[str, Any], copies: list[di
                     if values.get("reason") is None:
                         values.pop("reason", None)
                     scores[stage] = values
-    return Story(row, scores, example, copies)
+    changes = [] if row["decision"] == "duplicate" else audit.of_row(store, name, row["id"])
+    return Story(row, scores, example, copies, changes)
 
 
 def _row(store: Store, directory: str, name: str, i: int, row: dict[str, Any]) -> dict[str, Any]:
@@ -112,3 +118,61 @@ def _stages(store: Store) -> dict[str, str]:
         s: "features" if store.exists("features", f"{s}-{a['fingerprint']}") else "scores" for s, a in stages.items()
     }
     return {s: f"{kinds[s]}/{s}-{a['fingerprint']}" for s, a in stages.items()}
+
+
+# -- telling it --------------------------------------------------------------------------------------------------------
+
+
+def tell(story: Story) -> str:
+    """Return a story as lines of text."""
+    d = story.decision
+    out = [
+        f"{d['decision'].upper()}  {d['id'] or '(never became an example)'}",
+        f"  from      {d['file']} row {d['row']}" + (f", response {d['part']}" if d["part"] >= 0 else ""),
+    ]
+    if d["source"]:
+        out.append(f"  source    {d['source']}" + (f", group {d['group']}" if d["group"] else ""))
+    out.append(f"  decided   by {d['stage']}: {d['reason']}")
+    if d["score"] is not None:
+        cluster = "" if d["cluster"] is None else f", cluster {d['cluster']}"
+        out.append(f"  judged    {d['score_name']} {d['score']:.6g}{_against(d['threshold'])}{cluster}")
+    if d["order"] is not None:
+        out.append(f"  order     {d['order']:,} (0 was chosen first)")
+    if d["duplicate_of"]:
+        out.append(f"  same as   {d['duplicate_of']}")
+    out += [f"  copy at   {copy['file']} row {copy['row']}" for copy in story.copies]
+    for stage, values in story.scores.items():
+        told = "  ".join(f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+        out.append(f"  {stage:<9} {told or 'has a vector'}")
+    for change in story.corrections:
+        out += _tell_change(change)
+    example = story.example or {}
+    if "messages" in example:
+        if d["decision"] == "corrected":
+            out.append("  text      as it was read:")
+        for message in example["messages"]:
+            calls = f" {message['tool_calls']}" if message.get("tool_calls") else ""
+            out.append(f"  [{message['role']}] {message['content']}{calls}")
+    elif example:
+        out.append(f"  raw       {example.get('raw')}")
+    return "\n".join(out)
+
+
+def _tell_change(change: dict[str, Any]) -> list[str]:
+    """Return what a correction did to a row, and the change itself word by word."""
+    action = change["action"] or "left to the selection"
+    undone = "" if change["applied"] or change["action"] is None else ", not applied"
+    if change["overruled_by"]:
+        undone = f", overruled by {change['overruled_by']}"
+    sure = "" if change["confidence"] is None else f", confidence {change['confidence']:.6g}"
+    against = _against(change["threshold"]) if sure else ""
+    out = [f"  {change['correction']:<9} {action}{undone}: {change['rule']}{sure}{against}"]
+    out += [f"            {key:<7}{visible(change[key])}" for key in ("model", "prompt") if change[key]]
+    if change["new"] is not None:
+        shown = visible(plain(brief(diff(change["old"], change["new"]))))
+        out += [f"            | {line}" for line in shown.split("\n")]
+    return out
+
+
+def _against(threshold: float | None) -> str:
+    return "" if threshold is None else f" against {threshold:.6g}"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from curate.diff import Piece
     from curate.report.view import Sample
 
 Cell = str | int | float | None
@@ -120,7 +121,28 @@ class Examples:
     """Why a row stands here, in a few words or numbers, and the row."""
 
 
-Block = Text | Facts | Table | Code | Chart | Rows | Examples
+@dataclass(frozen=True)
+class Changed:
+    """One text that became another."""
+
+    said: str
+    """Why, in a few words and numbers."""
+    origin: str
+    """Which row it is."""
+    question: str
+    """What the text answers."""
+    pieces: Sequence[Piece]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Texts with what went struck out and what came marked, word by word; the reader opens them."""
+
+    title: str
+    rows: Sequence[Changed]
+
+
+Block = Text | Facts | Table | Code | Chart | Rows | Examples | Changes
 
 
 @dataclass(frozen=True)

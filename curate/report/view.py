@@ -114,6 +114,45 @@ class Influence:
     """By task: the most influential first, then the least influential first."""
 
 
+@dataclass(frozen=True)
+class Change:
+    """One row's answer, and what a correction put in its place, or might have."""
+
+    id: str
+    decision: str
+    """What became of the row in the end."""
+    rule: str
+    confidence: float | None
+    question: str
+    """The last turn of the user before the answer."""
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """What a correction did to the rows that it saw, (m,) of them."""
+
+    name: str
+    use: str
+    model: str | None
+    prompt: str | None
+    """The models and the prompts behind it, with the roles that they had."""
+    threshold: float | None
+    """What its confidence is held against."""
+    counts: Mapping[tuple[str, str, str], int]
+    """(rule, what was done, the row's decision in the end) → rows.  Done is replace, keep or drop, "" where it was left
+    to the selection, or "overruled" where a later correction did something else."""
+    confidence: NDArray[np.float64]
+    """(m,) NaN where there is none."""
+    replaced: NDArray[np.bool_]
+    """(m,) True where its answer stands."""
+    made: Sequence[Change] = ()
+    """A sample of the answers that it replaced."""
+    refused: Sequence[Change] = ()
+    """A sample of the candidates that it did not take."""
+
+
 @dataclass(frozen=True, eq=False)
 class View:
     """A finished run."""
@@ -134,6 +173,7 @@ class View:
     pool_map: PoolMap | None = None
     influences: Sequence[Influence] = ()
     """One an attribution."""
+    corrections: Sequence[Correction] = ()
     rows: Mapping[int, Sample] = field(default_factory=dict)
     """Ledger row → its text, of the rows at the ends of an influence."""
     notes: Sequence[str] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -141,13 +142,43 @@ class AskingScorer(Scorer):
         return texts, reasons
 
 
-def check_parts(prompt: Prompt, *needed: str, caller: str) -> None:
-    """Raise InputError unless a prompt has the parts that are needed, and no others that a row may lack."""
+@dataclass(kw_only=True)
+class ChoosingScorer(AskingScorer):
+    """A scorer that has the model choose from options."""
+
+    read: Read = "probabilities"
+    """How an option is read: from the probabilities of its tokens, or, where a server gives none, from "samples"."""
+    letters: int = 8
+    """Answers that are drawn for each prompt with ``read: samples``."""
+    seed: int = 0
+    """Of these draws."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.letters < 1:
+            raise InputError(f"{self.name}: letters={self.letters}; it must be at least 1.")
+
+    @property
+    def _read(self) -> Read:
+        return self.read
+
+    def _ways(self) -> dict[str, Any]:
+        return {"read": self.read, "samples": self.letters, "seed": self.seed}
+
+    @property
+    def tolerance(self) -> float:
+        """Rounding; of drawn answers, a near-tie that falls the other way."""
+        return super().tolerance if self.read == "probabilities" else 1.0
+
+
+def check_parts(prompt: Prompt, *needed: str, may: Sequence[str] = (), caller: str) -> None:
+    """Raise InputError unless a prompt has the parts that are needed, and no others but ``may`` and ``CONTEXT``."""
     shown = f"{caller}: the prompt {prompt.name!r}"
     if lacking := [part for part in needed if part not in prompt.parts]:
         raise InputError(f"{shown} has the parts {list(prompt.parts)}; {{{lacking[0]}}} is needed.")
-    if unknown := [part for part in prompt.parts if part not in (*needed, *CONTEXT)]:
-        raise InputError(f"{shown} has the parts {unknown}; it may have {', '.join((*needed, *CONTEXT))}.")
+    known = (*needed, *may, *CONTEXT)
+    if unknown := [part for part in prompt.parts if part not in known]:
+        raise InputError(f"{shown} has the parts {unknown}; it may have {', '.join(known)}.")
     if must := [part for part in CONTEXT if prompt.parts.get(part)]:
         raise InputError(f"{shown} needs {must}, which not every row has; write {{{must[0]}?}}.")
 
@@ -159,19 +190,37 @@ def parts(messages: Sequence[Mapping[str, Any]], tools: str | None) -> dict[str,
     its speaker, and "tools" the row's own.  A turn's tool calls stand behind its content, as JSON; its thinking is left
     out.  What comes after the last assistant turn is not shown.
     """
+    before = before_answer(messages)
+    if isinstance(before, str):
+        return before
+    question = _said(before[-1]) if before[-1]["role"] == "user" else _spoken(before[-1])
+    return {
+        "question": question,
+        "answer": _said(messages[len(before)]),
+        "conversation": "\n\n".join(_spoken(m) for m in before[:-1]) or None,
+        "tools": tools or None,
+    }
+
+
+def reference_part(extra: str | None, column: str | None) -> tuple[dict[str, str], str | None]:
+    """Return the part "reference", which a column of the row's source makes, or why there is none."""
+    if column is None:
+        return {}, None
+    row = json.loads(extra) if extra else {}
+    if column not in row:
+        return {}, f"{column}: missing"
+    value = row[column]
+    text = value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
+    return ({"reference": text}, None) if text.strip() else ({}, f"{column}: empty")
+
+
+def before_answer(messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]] | str:
+    """Return the turns before the last assistant turn; or why there is nothing to answer."""
     last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=None)
     if last is None:
         return "no assistant turn"
     before = messages[:last]
-    if not any(_said(m).strip() for m in before):
-        return "nothing was asked"
-    question = _said(before[-1]) if before[-1]["role"] == "user" else _spoken(before[-1])
-    return {
-        "question": question,
-        "answer": _said(messages[last]),
-        "conversation": "\n\n".join(_spoken(m) for m in before[:-1]) or None,
-        "tools": tools or None,
-    }
+    return before if any(_said(m).strip() for m in before) else "nothing was asked"
 
 
 def _said(message: Mapping[str, Any]) -> str:

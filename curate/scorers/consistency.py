@@ -10,7 +10,6 @@ set.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import models
+from curate import answers, models
 from curate.base import Column, Scorer
 from curate.exceptions import InputError, StageError
 from curate.numerics import agreement
@@ -77,7 +76,7 @@ class Consistency(Scorer):
     encoder: str | None = None
     """Folder or Hub name of the cross-encoder, for nli and entailment: a model for sequence classification in
     safetensors whose labels name contradiction and entailment."""
-    marker: str = "Final answer:"
+    marker: str = answers.MARKER
     """What stands before the answer in a sample, as its prompt demands; the last occurrence counts, in any case."""
     unmarked: Literal["whole", "leave out"] = "whole"
     """A sample without the marker: the whole text is its answer, or it is left out."""
@@ -179,8 +178,7 @@ class Consistency(Scorer):
                 continue
             its = self._answers(held)
             if not its:
-                none = held is None or not json.loads(held)
-                reasons[i] = "no answers" if none else f"no sample has the marker {self.marker!r}"
+                reasons[i] = f"no sample has the marker {self.marker!r}" if answers.read(held) else "no answers"
             pairs += [(responses[i].strip(), answer) for answer in its]
             rows += [i] * len(its)
         # Equal pairs, as of candidates that share a prompt and samples that say the same, are compared once.
@@ -204,8 +202,8 @@ class Consistency(Scorer):
     def _answers(self, held: str) -> list[str]:
         """Return the answers of a row's samples."""
         try:
-            texts = [str(sample["text"]) for sample in json.loads(held)]
-        except (ValueError, TypeError, KeyError) as error:
+            texts = [sample.text for sample in answers.read(held)]
+        except ValueError as error:
             raise StageError(
                 f"consistency: column 'answers' of the stage {self.of!r} is no list of samples ({error}); name a "
                 "stage of the scorer samples."

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from curate import models
 from curate.base import Column
 from curate.budget import Budget
-from curate.exceptions import InputError, ModelError, StageError
+from curate.exceptions import InputError, ModelError
 from curate.models.lora import Checkpoint, Lora
 from curate.models.projection import Law, Projection
 from curate.models.warmup import WarmUp
+from curate.scorers._training import fit_by_steps, train_epoch
 from curate.scorers.encoded import EncodedScorer
 from curate.seeding import rng_for
 
@@ -179,37 +180,17 @@ class Gradients(EncodedScorer):
         return self.count
 
     def fit(self, sample: pa.Table) -> dict[str, NDArray[Any]]:
-        state: dict[str, NDArray[Any]] | None = None
-        for step in range(self.fit_steps):
-            state = self.fit_step(step, sample, state)
-        assert state is not None
-        return state
+        return fit_by_steps(self, sample)
 
     def fit_step(
         self, step: int, sample: pa.Table, before: Mapping[str, NDArray[Any]] | None
     ) -> dict[str, NDArray[Any]]:
-        from curate.models.checkpoints import from_arrays, to_arrays
-        from curate.models.loading import set_threads
-        from curate.models.warmup import train_epoch
+        from curate.models.checkpoints import to_arrays
 
         assert self.warm_up is not None
-        set_threads()
         rows, reasons, _ = self._rows(sample, models.context(self.model))
-        usable = [(row.ids, row.mask) for row, reason in zip(rows, reasons, strict=True) if reason is None]
-        if not usable:
-            told = ", ".join(sorted({str(reason) for reason in reasons})[:3])
-            raise StageError(f"gradients: the warm-up has {len(rows):,} rows, and none can be trained on: {told}.")
-        usable.sort(key=lambda row: row[0].tobytes() + row[1].tobytes())  # the order of the rows changes nothing
-        last = None if before is None else from_arrays(_of(before, step - 1))
-        found = train_epoch(
-            self.model,
-            usable,
-            replace(self.warm_up, seed=self.seed),
-            last,
-            dtype=self.dtype,
-            device=self.device,
-            batch_tokens=self.batch_tokens,
-        )
+        last = None if before is None else _of(before, step - 1)
+        found = train_epoch(self, self.warm_up, rows, reasons, last, which="of the warm-up")
         return dict(before or {}) | {f"{step}/{name}": value for name, value in to_arrays(found).items()}
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:

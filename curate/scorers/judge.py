@@ -10,7 +10,6 @@ Models are not Fair Evaluators", does so for the order of two answers); the diff
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping
@@ -22,9 +21,9 @@ from numpy.typing import NDArray
 
 from curate.base import Column
 from curate.exceptions import InputError
-from curate.models.asking import Choice, Read, Refused
+from curate.models.asking import Choice, Refused
 from curate.models.prompting import Prompt
-from curate.scorers.asking import CONTEXT, AskingScorer, parts
+from curate.scorers.asking import CONTEXT, ChoosingScorer, parts, reference_part
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,7 +38,7 @@ _WATCHED = 50
 
 
 @dataclass(kw_only=True)
-class Judge(AskingScorer):
+class Judge(ChoosingScorer):
     """The expected rating of an answer by a model, on the scale of a rubric.
 
     ==============  ====================================================================================
@@ -74,30 +73,10 @@ class Judge(AskingScorer):
     what stands first stays in."""
     reference_column: str | None = None
     """The column of the source files that holds a reference answer, which the judge is shown."""
-    read: Read = "probabilities"
-    """How a point is read: from the probabilities of its tokens, or, where a server gives none, from "samples"."""
-    letters: int = 8
-    """Answers that are drawn for each prompt with ``read: samples``."""
-    seed: int = 0
-    """Of these draws."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.letters < 1:
-            raise InputError(f"judge: letters={self.letters}; it must be at least 1.")
         self._watch = _Watch()
-
-    @property
-    def _read(self) -> Read:
-        return self.read
-
-    def _ways(self) -> dict[str, Any]:
-        return {"read": self.read, "samples": self.letters, "seed": self.seed}
-
-    @property
-    def tolerance(self) -> float:
-        """Rounding; of drawn answers, a near-tie that falls the other way."""
-        return super().tolerance if self.read == "probabilities" else 1.0
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -170,7 +149,7 @@ class Judge(AskingScorer):
         for row, (messages, tools, extra) in enumerate(zip(*columns, strict=True)):
             turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
             turns = [i for i in (turns if self.turns == "all" else turns[-1:]) if messages[i].get("train") is not False]
-            given, reason = _reference(extra, self.reference_column)
+            given, reason = reference_part(extra, self.reference_column)
             reason = reason if turns else "no assistant turn to judge"
             found: list[dict[str, str | None]] = []
             for turn in turns:
@@ -200,18 +179,6 @@ def _columns(each: NDArray[np.float64], points: NDArray[np.float64]) -> dict[str
         gap = float((each[0] - each[1]) @ points)
         out["order_gap"] = gap if points[0] < points[-1] else -gap
     return out
-
-
-def _reference(extra: str | None, column: str | None) -> tuple[dict[str, str], str | None]:
-    """Return the part that a column of the row's source makes, or why there is none."""
-    if column is None:
-        return {}, None
-    row = json.loads(extra) if extra else {}
-    if column not in row:
-        return {}, f"{column}: missing"
-    value = row[column]
-    text = value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
-    return ({"reference": text}, None) if text.strip() else ({}, f"{column}: empty")
 
 
 class _Watch:

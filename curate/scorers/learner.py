@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from curate import models
 from curate.base import Column
-from curate.exceptions import InputError, StageError
+from curate.exceptions import InputError
 from curate.models.lora import Checkpoint
 from curate.models.warmup import WarmUp
+from curate.scorers._training import fit_by_steps, train_epoch
 from curate.scorers.encoded import EncodedScorer
 from curate.scorers.reward_gap import RewardGap
 
@@ -136,35 +137,15 @@ class Learner(EncodedScorer):
         return self.warm_up.epochs
 
     def fit(self, sample: pa.Table) -> dict[str, NDArray[Any]]:
-        state: dict[str, NDArray[Any]] | None = None
-        for step in range(self.fit_steps):
-            state = self.fit_step(step, sample, state)
-        assert state is not None
-        return state
+        return fit_by_steps(self, sample)
 
     def fit_step(
         self, step: int, sample: pa.Table, before: Mapping[str, NDArray[Any]] | None
     ) -> dict[str, NDArray[Any]]:
-        from curate.models.checkpoints import from_arrays, to_arrays
-        from curate.models.loading import set_threads
-        from curate.models.warmup import train_epoch
+        from curate.models.checkpoints import to_arrays
 
-        set_threads()
         rows, reasons, _ = self._rows(sample, models.context(self.model))
-        usable = [(row.ids, row.mask) for row, reason in zip(rows, reasons, strict=True) if reason is None]
-        if not usable:
-            told = ", ".join(sorted({str(reason) for reason in reasons})[:3])
-            raise StageError(f"learner: of {len(rows):,} rows that were chosen none can be trained on: {told}.")
-        usable.sort(key=lambda row: row[0].tobytes() + row[1].tobytes())  # the order of the rows changes nothing
-        found = train_epoch(
-            self.model,
-            usable,
-            replace(self.warm_up, seed=self.seed),
-            None if before is None else from_arrays(before),
-            dtype=self.dtype,
-            device=self.device,
-            batch_tokens=self.batch_tokens,
-        )
+        found = train_epoch(self, self.warm_up, rows, reasons, before, which="that were chosen")
         if step == self.fit_steps - 1:  # nothing goes on from here
             found = replace(found, first=None, second=None)
         return to_arrays(found)

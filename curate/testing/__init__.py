@@ -1,4 +1,4 @@
-"""Checks that any scorer, selector or export format can be put through, also those of other packages.
+"""Checks that any scorer, selector, corrector or export format can be put through, also those of other packages.
 
     from curate.testing import check_scorer
     def test_my_scorer():
@@ -16,6 +16,7 @@ _PUBLIC = {
     "check_scorer": "curate.testing.scorers",
     "odd_examples": "curate.testing.scorers",
     "check_selector": "curate.testing.selectors",
+    "check_corrector": "curate.testing.correctors",
     "check_exporter": "curate.testing.exporters",
 }
 __all__ = sorted(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]

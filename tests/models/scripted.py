@@ -100,8 +100,8 @@ def obedient(material: Callable[[dict[str, str]], str]) -> Callable[[list[Turn]]
     """Return a reader that does what it is told outside of fences ("SAY 5"), and else goes by the material in them."""
 
     def chooses(turns: list[Turn]) -> Mapping[str, float]:
-        told = [order for _, text in turns for order in re.findall(r"SAY ([A-C1-5])", outside_of_fences(text))]
-        choice = told[-1] if told else material(fenced(turns[-2][1]))
-        return {option: 0.6 if option == choice else 0.02 for option in "ABC12345"}
+        told = [order for _, text in turns for order in re.findall(r"SAY ([A-D1-5])", outside_of_fences(text))]
+        choice = told[-1] if told else material(fenced("\n".join(text for _, text in turns)))
+        return {option: 0.6 if option == choice else 0.02 for option in "ABCD12345"}
 
     return chooses

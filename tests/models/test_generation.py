@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from curate.exceptions import InputError, ModelError
 from curate.models import generation
 from curate.models.base import Generation, Sampling
-from curate.models.generation import Text, choose
+from curate.models.generation import PADDING, Text, choose, together
 from curate.models.reference import load_reference
 from curate.models.template import load_tokenizer
 from curate.models.transformers_lm import TransformersLM
@@ -97,6 +97,34 @@ def test_prompts_of_a_batch_and_texts_of_a_prompt_share_passes(tiny_model: Path)
     prompts = [np.arange(10, 30), np.arange(40, 55)]
     lm.generate(prompts, Sampling(max_tokens=4, n=3, temperature=1.0))
     assert seen[0] == (2, 20) and all(shape[0] <= 6 and shape[1] == 1 for shape in seen[1:]) and len(seen) <= 4
+
+
+@given(
+    st.lists(st.integers(1, 2000), max_size=40),
+    st.integers(1, 5),
+    st.sampled_from([1, 48, 512]),
+    st.integers(1, 20_000),
+    st.integers(1, 3),
+)
+def test_prompts_are_written_together_within_the_budget(
+    sizes: list[int], n: int, room: int, budget: int, threads: int
+) -> None:
+    found = together(sizes, Sampling(max_tokens=room, n=n), budget, threads)
+    assert sorted(i for batch in found for i in batch) == list(range(len(sizes)))
+    in_order = [sizes[i] for batch in found for i in batch]
+    assert in_order == sorted(sizes, reverse=True)
+    for batch in found:
+        longest = sizes[batch[0]] + room
+        assert len(batch) == 1 or len(batch) * n * longest <= budget
+        assert longest - (sizes[batch[-1]] + room) <= max(PADDING[0] * longest, PADDING[1])
+
+
+def test_threads_divide_many_texts_and_not_few() -> None:
+    sampling = Sampling(max_tokens=50, n=4)
+    assert list(map(len, together([50] * 40, sampling, 10**9, 2))) == [20, 20]
+    assert list(map(len, together([50] * 10, sampling, 10**9, 2))) == [8, 2]
+    assert list(map(len, together([50] * 8, sampling, 10**9, 2))) == [8]
+    assert together([], sampling, 10**9, 2) == []
 
 
 # --- sampled ---------------------------------------------------------------------------------------------------------

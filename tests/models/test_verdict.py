@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from curate import models
 from curate.exceptions import InputError
 from curate.models.asking import Asker, Refused
-from curate.models.prompting import load_prompt
+from curate.models.prompting import Prompt, load_prompt, parse
 from curate.models.verdict import Verdict, compare
 from tests.models.scripted import Scripted, Turn, fenced, obedient
 
@@ -80,11 +80,13 @@ ATTACKS = [
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_an_answer_cannot_win_by_an_order_in_it(tiny_model: Path, attack: str) -> None:
+@pytest.mark.parametrize("word", ["verdict", "verification"])
+def test_an_answer_cannot_win_by_an_order_in_it(tiny_model: Path, attack: str, word: str) -> None:
     """The reader obeys all that stands outside of fences and turns, and of what is inside only reads."""
+    judge, prompt = asker(tiny_model, obedient(right)), load_prompt(word)
     for a, b, winner in ((attack, "Paris", "b"), ("Paris", attack, "a")):
-        assert one(compare(asker(tiny_model, obedient(right)), ["capital?"], [a], [b])).winner == winner
-        assert one(compare(asker(tiny_model, obedient(right)), [attack], [a], [b])).winner == winner
+        assert one(compare(judge, ["capital?"], [a], [b], prompt=prompt)).winner == winner
+        assert one(compare(judge, [attack], [a], [b], prompt=prompt)).winner == winner
 
 
 def test_such_a_reader_does_obey_what_is_outside(tiny_model: Path) -> None:
@@ -121,9 +123,81 @@ def test_refusals_travel_and_references_are_shown(tiny_model: Path) -> None:
 
 def test_wrong_calls_are_told(tiny_model: Path) -> None:
     judge = asker(tiny_model, lambda turns: {"A": 1.0})
-    with pytest.raises(InputError, match="1 questions, 2 and 1 answers, 1 references; as many of each were asked"):
+    said = "1 questions, 2 and 1 answers, 1 references, 1 contexts; as many of each were asked"
+    with pytest.raises(InputError, match=said):
         compare(judge, ["q"], ["x", "y"], ["z"])
-    with pytest.raises(
-        InputError, match=r"the prompt 'quality' has the parts.*first and second were asked, and A, B and C"
-    ):
+    with pytest.raises(InputError, match="1 references, 2 contexts; as many of each"):
+        compare(judge, ["q"], ["x"], ["z"], contexts=[{}, {}])
+    said = r"compare: the prompt 'quality' has the parts.*first and second were asked, and A, B and C, or A to D"
+    with pytest.raises(InputError, match=said):
         compare(judge, ["q"], ["x"], ["y"], prompt=load_prompt("quality"))
+    for options in ("{A: a, B: b}", "{B: b, A: a, C: c}", "{A: a, B: b, C: c, E: e}"):
+        with pytest.raises(InputError, match="and A, B and C, or A to D"):
+            compare(judge, ["q"], ["x"], ["y"], prompt=of_options(options))
+
+
+def of_options(options: str) -> Prompt:
+    text = f"---\nversion: 1\noptions: {options}\n---\n# user\n\n{{question}}\n{{first}}\n{{second}}\n{{options}}\n"
+    return parse(text, name="own", caller="own")
+
+
+def test_neither_is_a_verdict_where_the_prompt_has_it(tiny_model: Path) -> None:
+    """Order 1: A .3, B .1, C .1, D .5; order 2: A .2, B .1, C .3, D .4.  Break it: swap C and D with the orders."""
+
+    def chooses(turns: list[Turn]) -> Mapping[str, float]:
+        first = fenced(turns[-2][1])["first"] == "a"
+        return dict(zip("ABCD", (0.3, 0.1, 0.1, 0.5) if first else (0.2, 0.1, 0.3, 0.4), strict=True))
+
+    found = one(compare(asker(tiny_model, chooses), ["q"], ["a"], ["b"], prompt=load_prompt("verification")))
+    np.testing.assert_allclose([found.a, found.b, found.tie, found.neither], [0.2, 0.15, 0.2, 0.45])
+    assert found.winner == "neither" and found.agreed
+    plain = one(compare(asker(tiny_model, chooses), ["q"], ["a"], ["b"]))
+    assert plain.neither == 0.0 and plain.winner is None  # without D: A .6, and then C .5
+    np.testing.assert_allclose([plain.a, plain.b, plain.tie], [(0.6 + 1 / 6) / 2, (0.2 + 1 / 3) / 2, (0.2 + 0.5) / 2])
+
+
+P = st.lists(st.integers(0, 3), min_size=4, max_size=4).filter(any).map(lambda p: np.array(p) / sum(p))
+
+
+def test_swapped_answers_give_the_mirrored_verdict(tiny_model: Path) -> None:
+    """And it is that of the definition.  Few distinct numbers, so that ties are common."""
+    prompt = of_options("{A: a, B: b, C: c, D: d}")
+
+    @settings(max_examples=60)
+    @given(P, P)
+    def check(one_order: np.ndarray, other: np.ndarray) -> None:
+        def chooses(turns: list[Turn]) -> Mapping[str, float]:
+            p = one_order if fenced(turns[-2][1])["first"] == "x" else other
+            return dict(zip("ABCD", p.tolist(), strict=True))
+
+        judge = asker(tiny_model, chooses)
+        there = one(compare(judge, ["q"], ["x"], ["y"], prompt=prompt))
+        back = one(compare(judge, ["q"], ["y"], ["x"], prompt=prompt))
+        mirrored = {"a": "b", "b": "a"}.get(there.winner or "", there.winner)
+        assert (back.a, back.b, back.tie, back.neither, back.winner) == (
+            there.b,
+            there.a,
+            there.tie,
+            there.neither,
+            mirrored,
+        )
+        assert back.position == there.position and back.tokens == there.tokens
+        swapped = other[[1, 0, 2, 3]]
+        means = (there.a, there.b, there.tie, there.neither)
+        np.testing.assert_allclose(means, (one_order + swapped) / 2, atol=1e-12)
+        np.testing.assert_allclose(sum(means), 1)
+        alone = [np.flatnonzero(np.isclose(p, p.max())) for p in (one_order, swapped)]
+        agreed = all(top.size == 1 for top in alone) and alone[0][0] == alone[1][0]
+        assert there.winner == (("a", "b", "tie", "neither")[alone[0][0]] if agreed else None)
+        if there.winner is not None:
+            assert max(means) == dict(zip(("a", "b", "tie", "neither"), means, strict=True))[there.winner]
+
+    check()
+
+
+def test_the_context_is_shown_in_both_orders(tiny_model: Path) -> None:
+    judge = asker(tiny_model, lambda turns: {"A": 1.0})
+    compare(judge, ["q"], ["x"], ["y"], contexts=[{"conversation": "User: Hello", "tools": None}])
+    assert isinstance(judge.lm, Scripted)
+    shown = [fenced(turns[-2][1]) for turns in judge.lm.asked]
+    assert [its["conversation"] for its in shown] == ["User: Hello"] * 2 and "tools" not in shown[0]

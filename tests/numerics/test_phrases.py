@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curate.numerics import phrases
@@ -77,6 +77,49 @@ def test_it_finds_what_the_reference_finds(texts, pieces, n, common):
         assert rows[found.piece[row]] == row and piece  # where it says that it stands, it stands
         words, text = plain(piece), plain(known[found.text[row]])
         assert any(text[i : i + len(words)] == words for i in range(len(text) + 1))
+
+
+@given(
+    texts=st.lists(
+        st.tuples(st.integers(0, 1), TEXT), min_size=1, max_size=8, unique_by=lambda t: (t[0], "".join(t[1].split()))
+    ),
+    pieces=st.lists(st.tuples(st.integers(0, 3), TEXT), max_size=8),
+    n=st.integers(2, 5),
+    common=st.sampled_from([0.1, 1.0]),
+)
+@settings(max_examples=50)
+def test_it_tells_of_each_known_text_which_row_holds_most_of_it(texts, pieces, n, common):
+    """The other side of ``find``: what the reference says of one known text, row by row."""
+    texts = [(g, t) for g, t in texts if t] or [(0, "a b")]
+    groups, known = np.array([g for g, _ in texts]), [t for _, t in texts]
+    pieces = sorted(pieces, key=lambda p: p[0])
+    rows, said = np.array([r for r, _ in pieces], dtype=np.int64), [p for _, p in pieces]
+    phrases = Phrases(known, groups, n=n, common=common)
+    share, row = phrases.held(said, rows)
+    found = phrases.find(said, rows, 4)
+    for i in range(4):  # no row holds more of a text than the text says
+        assert found.text[i] < 0 or share[found.text[i]] >= found.share[i]
+    for t in range(len(known)):
+        alone = [find_one(known, groups, n, common, said, rows, i, t) for i in range(4)]
+        assert share[t] == pytest.approx(max(alone))
+        assert row[t] == (next(i for i, s in enumerate(alone) if s == max(alone)) if max(alone) else -1)
+
+
+def find_one(texts, groups, n, common, pieces, rows, row, t):
+    """Share of known text ``t`` that ``row`` holds, by the reference: the others of its group keep their wrapper."""
+    words = [plain(text) for text in texts]
+    same = [w for w, g in zip(words, groups, strict=True) if g == groups[t]]
+    half, limit = max(1, n // 2), max(4, common * len(same))
+    wrapper = [False] * len(words[t])
+    for i in range(len(words[t]) - half + 1):
+        if sum(any(o[j : j + half] == words[t][i : i + half] for j in range(len(o))) for o in same) > limit:
+            wrapper[i : i + half] = [True] * half
+    kept = {words[t][i : i + n] for i in range(len(words[t]) - n + 1) if 2 * sum(wrapper[i : i + n]) <= n}
+    said = [piece for piece, of in zip(pieces, rows, strict=True) if of == row]
+    by_character = same.count(words[t]) > 1 or not words[t]
+    whole = any("".join(p.split()) == "".join(texts[t].split()) if by_character else plain(p) == words[t] for p in said)
+    grams = {w[i : i + n] for w in map(plain, said) for i in range(len(w) - n + 1)}
+    return 1.0 if whole else len(kept & grams) / max(1, len(kept))
 
 
 def test_a_collision_of_hashes_accuses_nobody(monkeypatch):

@@ -118,7 +118,7 @@ def test_a_later_step_sees_what_corrections_left(source: Path) -> None:
     job = run(source, select=steps, correct=[{**REVIEW, "after": "filter"}])
     assert job.manifest["decisions"] == {"corrected": 1, "dropped": 57, "kept": 2}
     found = decisions(job)
-    assert found["row-05"] == ("corrected", "review", "review: fixed by a person")
+    assert found["row-05"] == ("corrected", "review", "fixed by a person")
     assert found["row-50"][:2] == ("dropped", "review") and found["row-59"][:2] == ("dropped", "least")
     order = ledger(job).filter(pl.col("order").is_not_null()).sort("order")["id"].to_list()
     assert order == ["row-05", "row-30", "row-31"]
@@ -181,6 +181,13 @@ def test_a_second_run_does_nothing_and_shards_do_not_matter(source: Path) -> Non
 def test_mistakes_in_the_recipe(source: Path, entry: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         recipe(source, correct=[entry])
+
+
+def test_a_role_that_any_number_fills_is_not_filled_by_a_text(source: Path) -> None:
+    drafts = {"use": "samples", "model": "./examples/model"}
+    entry = {"use": "s3ft", "candidates": "drafts", "check": "drafts"}
+    with pytest.raises(RecipeError, match="s3ft reads the first column of 'check', a number; that of 'drafts' is 'answ"):
+        recipe(source, scorers={"drafts": drafts}, select=[], correct=[entry])
 
 
 def test_stages_of_a_correction_are_its_own(source: Path) -> None:

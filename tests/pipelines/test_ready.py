@@ -26,6 +26,7 @@ Pools = Callable[..., Path]
 KNOWN = [
     "balanced",
     "bids",
+    "clear",
     "clear-filter",
     "decontaminate",
     "dedup",
@@ -37,6 +38,8 @@ KNOWN = [
     "ifd",
     "less",
     "rds",
+    "review",
+    "s3ft",
 ]
 
 

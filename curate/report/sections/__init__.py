@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 BUILT_IN = (
     "flow",
+    "corrections",
     "influence",
     "refinement",
     "scores",

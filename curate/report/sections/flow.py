@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 REASONS = 40
 """Reasons that the table lists; the others are counted."""
+ALIKE = 5
+"""Kinds of reason that may begin alike; more of them are one, by what stands before the colon: evidence varies."""
 
 
 def sections(view: View) -> list[Section]:
@@ -102,12 +104,20 @@ def _reasons(view: View) -> list[Block]:
     """Every kind of reason with its count, the most frequent first."""
     import polars as pl
 
-    text = pl.col("decision", "stage", "kind").cast(pl.String)
+    by = ["decision", "stage", "kind"]
     found = (
-        view.ledger.group_by("decision", "stage", "kind")
+        view.ledger.group_by(by)
         .agg(rows=pl.len(), reasons=pl.col("reason").n_unique())
-        .with_columns(text)
-        .sort("rows", "decision", "stage", "kind", descending=[True, False, False, False])
+        .with_columns(pl.col(by).cast(pl.String))
+    )
+    kind = pl.col("kind")
+    stem = kind.str.extract(r"(?s)^(.*?: )", 1) + "…"  # null where there is no colon
+    crowded = (pl.len().over("decision", "stage", stem) > ALIKE) & stem.is_not_null()
+    found = (
+        found.with_columns(kind=pl.when(crowded).then(stem).otherwise(kind))
+        .group_by(by)
+        .agg(pl.col("rows").sum(), pl.col("reasons").sum())
+        .sort("rows", *by, descending=[True, False, False, False])
     )
     rows: list[list[Any]] = [
         [decision, stage, kind, variants if variants > 1 else None, n, Share(n / view.ledger.height, decision)]

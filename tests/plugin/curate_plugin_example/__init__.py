@@ -1,4 +1,4 @@
-"""A scorer and a selector outside curate."""
+"""A scorer, a selector and a corrector outside curate."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from curate import Column, Scorer, Selector
+from curate import Column, Corrector, Scorer, Selector
 from curate.base import Ranking
+from curate.correction import Corrections, Role
 from curate.example import prompt_and_response
 
 
@@ -43,3 +44,22 @@ class EveryOther(Selector):
     def _rank(self, inputs, k):
         rows = np.arange(inputs.n)
         return Ranking(order=np.concatenate([rows[::2], rows[1::2]]))
+
+
+@dataclass(kw_only=True)
+class FullStop(Corrector):
+    """An answer that has letters ends with a full stop."""
+
+    name = "full-stop"
+    roles = {"vowels": Role("vowels", ("share",))}
+
+    def _correct(self, rows):
+        shares = [row["vowels"]["share"] for row in rows]
+        ended = [row["answer"].rstrip().removesuffix(".") + "." for row in rows]
+        replaced = [s is not None and new != row["answer"] for s, new, row in zip(shares, ended, rows, strict=True)]
+        return Corrections(
+            action=["replace" if it else None for it in replaced],
+            answer=[new if it else None for new, it in zip(ended, replaced, strict=True)],
+            confidence=np.array([np.nan if s is None else s for s in shares]),
+            rule=[row["vowels"]["reason"] or "it ends with a full stop" for row in rows],
+        )

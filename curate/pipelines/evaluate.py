@@ -1,0 +1,413 @@
+"""Does this selection beat random?  What runs have kept, and what anybody could have taken, train a proxy each.
+
+    runs of one pool ──► contenders: orders of rows ──equal rows, equal tokens──► trials: selection × seed
+                                                                                        │  (on workers, each kept)
+    targets, or rows held out ──without those that the pool holds──► examples ──────────┤
+                                                                                        ▼
+                             losses and right answers of each example  ──►  evidence: tables, verdicts, a report
+
+The directory holds all of it: ``trials/``, ``evaluation.json``, tables as Parquet, ``evidence.md``, ``report.html``.
+The same command goes on where it was stopped; another seed or another run costs its own trials alone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from curate import models
+from curate.exceptions import InputError, ModelError
+from curate.models.measure import Asking
+from curate.models.proxy import Training, tokens_of
+from curate.numerics.evidence import Evidence, Results, evidence
+from curate.numerics.validity import Validity, validity
+from curate.pipelines import contenders as make
+from curate.pipelines import costs, tables
+from curate.pipelines.contenders import Contender, Share
+from curate.pipelines.executor import Executor, Task, executor, usable_cores
+from curate.pipelines.grid import Grid, Wanted
+from curate.pipelines.ledger import FinishedRun, recipe_of, score_of
+from curate.pipelines.measured_on import HeldOut, hold_out
+from curate.pipelines.progress import Progress
+from curate.pipelines.store import Store
+from curate.pipelines.trial import Setting, trial, write_rows
+from curate.recipe import Recipe
+from curate.seeding import rng_for
+
+UNTRAINED = "zero-shot"
+DECILES = 10
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The evidence at one budget."""
+
+    equal: str
+    """"rows" or "tokens"."""
+    budget: int
+    """Rows; with equal tokens, the rows of the run that has the fewest tokens in them."""
+    tokens: int | None
+    """Tokens of an epoch, where these are equal."""
+    evidence: Evidence
+    shares: dict[str, tuple[float, float]]
+    """Selection → rows and tokens of an epoch, means over seeds."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an evaluation found."""
+
+    place: str
+    runs: list[str]
+    about: dict[str, str]
+    """Selection → what it is."""
+    model: str
+    comparisons: list[Comparison]
+    validities: dict[str, Validity]
+    """Score → whether training follows it."""
+    costs: list[dict[str, Any]]
+    trials: list[dict[str, Any]]
+    held_out: HeldOut
+    notes: list[str]
+    demonstration: bool
+    """Whether the proxy is so small that this shows how it works, and little more."""
+
+
+@dataclass
+class Evaluation:
+    """Runs that are put to the test, and the directory that holds the outcome.
+
+    Parameters
+    ----------
+    runs : finished runs of one pool: directories or URLs.
+    directory : by default ``evaluation`` in the directory of the first run.
+    changes : keys of the section ``evaluate`` that take the place of what the first run's recipe says.
+    """
+
+    runs: Sequence[str | Store]
+    directory: str | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    scheduler: str | None = None
+    workers: int | None = None
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        stores = [run if isinstance(run, Store) else Store(_place(run)) for run in self.runs]
+        if not stores:
+            raise InputError("evaluate: a finished run was asked, none was found.")
+        roots = [store.root for store in stores]
+        if len(set(roots)) < len(roots):
+            twice = next(root for root in roots if roots.count(root) > 1)
+            raise InputError(f"{twice} is named twice; a run is held against others.")
+        self.finished = [FinishedRun.open(store) for store in stores]
+        self.names = _names(self.finished)
+        self.recipe = self._recipe(stores[0])
+        self.settings = self.recipe.evaluate
+        self.seed = self.recipe.seed if self.settings.seed is None else self.settings.seed
+        self.store = Store(_place(self.directory) if self.directory else f"{stores[0].url.rstrip('/')}/evaluation")
+
+    def _recipe(self, store: Store) -> Recipe:
+        written = recipe_of(store).document().get("evaluate") or {}
+        return recipe_of(store, evaluate={**written, **self.changes})
+
+    # -- the whole ---------------------------------------------------------------------------------------------------
+
+    def execute(self) -> Outcome:
+        """Do what is not done yet, and return what was found.
+
+        Raises
+        ------
+        InputError
+            If no proxy is named, runs are of different pools, or a run has kept fewer rows than a budget asks.
+        ModelError
+            If the proxy cannot be loaded, or its training does not fit into memory: said before the first step.
+        RunError
+            If nothing is left to measure it on.
+        """
+        settings, training = self.settings, self.recipe.training
+        if settings.model is None or training is None:
+            raise InputError(
+                "evaluate: a proxy was asked, none is named; add 'evaluate: {model: ORG/NAME}' to the recipe, or say "
+                "--model."
+            )
+        self._check_pools()
+        coder = models.encoder(settings.model, template=settings.template)
+        asking = Asking(
+            generate=settings.generate,
+            verifiers=settings.verifiers,
+            new_tokens=settings.new_tokens,
+            run_code=settings.run_code,
+        )
+        self._check_memory(settings.model, training)
+        progress = Progress(sys.stderr, quiet=self.quiet)
+        work: Executor | None = None
+        try:
+            self.store.claim("evaluation")
+            with self.store.lock():
+                self.store.sweep()
+                held = hold_out(self.recipe, self.finished[0], seed=self.seed)
+                for line in held.told:
+                    progress.say(line)
+                self.store.write_table(held.examples, ".curate", "held-out", f"{held.digest}.parquet")
+                setting = Setting(
+                    model=settings.model,
+                    identity=models.identify(settings.model),
+                    template=settings.template,
+                    template_identity=coder.identity(),
+                    training=training,
+                    asking=asking,
+                    examples=held.digest,
+                )
+                grid = self._grid(setting, coder, held)
+                missing = [key for key in grid.rows if not self.store.exists("trials", f"{key}.json")]
+                if missing:
+                    work = executor(self.scheduler, self.workers, self.recipe.execution.gpus)
+                accounts = self._carry_out(work, setting, grid, missing, progress)
+                outcome = self._outcome(grid, accounts, held)
+                tables.write(self.store, outcome)
+        finally:
+            if work is not None:
+                work.close()
+            progress.close()
+        return outcome
+
+    def _check_pools(self) -> None:
+        """Raise unless all runs are of one pool."""
+        first = np.sort(self.finished[0].keys(), axis=0)
+        for name, run in zip(self.names[1:], self.finished[1:], strict=True):
+            if not np.array_equal(first, np.sort(run.keys(), axis=0)):
+                raise InputError(
+                    f"evaluate: runs of one pool were asked; {name!r} has {run.index.n:,} rows that are no copies, "
+                    f"{self.names[0]!r} {self.finished[0].index.n:,}, and not the same. Evaluate them one by one."
+                )
+
+    def _check_memory(self, model: str, training: Training) -> None:
+        from curate.models.memory import fits, free
+
+        device, workers = _device(), 1
+        if device == "cpu":
+            workers = 1 if self.scheduler == "sync" else self.workers or usable_cores()
+        reason = fits(model, training, device, limit=free(device) // workers)
+        if reason:
+            beside = (
+                f" ({workers} workers train side by side; --workers 1 leaves all of it to one)" if workers > 1 else ""
+            )
+            raise ModelError(f"{reason}{beside}")
+
+    # -- the grid ----------------------------------------------------------------------------------------------------
+
+    def _grid(self, setting: Setting, coder: Any, held: HeldOut) -> Grid:
+        settings, training = self.settings, setting.training
+        contenders = [
+            make.of_run(run, name, coder, held.allowed) for run, name in zip(self.finished, self.names, strict=True)
+        ]
+        names = [name for name in settings.baselines if name != "full" or training.epochs > 1]
+        notes = []
+        if len(names) < len(settings.baselines):
+            notes.append("no baseline 'full': in one epoch it is a uniform draw, as 'random' is; ask for more epochs")
+        for name in set(names) & set(self.names):
+            raise InputError(f"evaluate: a run is called {name!r}, which is a baseline's name; rename its directory.")
+        contenders += make.baselines(self.finished[0], names, coder, held.allowed, self.seed)
+        grid = Grid({UNTRAINED: "the proxy as it is"} | {c.name: c.about for c in contenders}, notes=notes)
+        limit = _limit(setting)
+
+        def lengths(contender: Contender, places: NDArray[np.int64]) -> NDArray[np.int64]:
+            return tokens_of(contender.texts.rows(places), limit)
+
+        chosen = {c.name: c.order(0).size for c in contenders if c.run}
+        smallest = min(chosen, key=lambda name: chosen[name])
+        budgets = settings.budgets or [chosen[smallest]]
+        for budget in sorted(set(budgets)):
+            if budget > chosen[smallest]:
+                raise InputError(
+                    f"evaluate: {budget:,} rows of each selection were asked, {smallest!r} has {chosen[smallest]:,}; "
+                    "ask for fewer (evaluate.budgets)."
+                )
+            for equal in dict.fromkeys(settings.equal):
+                tokens = None
+                if equal == "tokens":
+                    own = [c for c in contenders if c.run]
+                    tokens = min(int(lengths(c, c.order(0)[:budget]).sum()) for c in own)
+                for seed in range(settings.seeds):
+                    grid.add(UNTRAINED, equal, budget, tokens, seed, setting, [], Share(_NONE, 0, 1))
+                    for c in contenders:
+                        if tokens is None:
+                            share = make.first_rows(c, seed, budget, training.epochs, lengths)
+                        else:
+                            share = make.first_tokens(c, seed, tokens, training.epochs, lengths)
+                        grid.add(c.name, equal, budget, tokens, seed, setting, c.texts.rows(share.places), share)
+        if len(set(chosen.values())) > 1:
+            grid.notes.append(
+                "the runs kept "
+                + ", ".join(f"{n:,} ({name})" for name, n in chosen.items())
+                + "; of each the first rows of its choice are compared, as many as are equal"
+            )
+        if settings.validity:
+            self._deciles(grid, setting, contenders[0].texts, held, min(budgets))
+        return grid
+
+    def _deciles(self, grid: Grid, setting: Setting, texts: Any, held: HeldOut, budget: int) -> None:
+        """Add a training on rows of each tenth of the pool, in the order of a score."""
+        run, epochs = self.finished[0], setting.training.epochs
+        for ref in self.settings.validity:
+            full = self.recipe.reference(ref, ("evaluate", "validity"))
+            values, better = score_of(run, self.recipe, full)
+            if better is None:
+                raise InputError(f"evaluate: {full!r} has no better direction; the validity of a score needs one.")
+            able = np.flatnonzero(held.allowed & ~np.isnan(values))
+            order = able[np.argsort(-values[able] if better else values[able], kind="stable")]
+            groups = np.array_split(order, DECILES)
+            rows = min(budget, min(map(len, groups)))
+            if not rows:
+                raise InputError(f"evaluate: {able.size} rows have the score {full!r}; {DECILES} at least were asked.")
+            for seed in range(self.settings.seeds):
+                for i, group in enumerate(groups):
+                    drawn = rng_for(self.seed, "evaluate", "validity", full, seed, i).permutation(group)[:rows]
+                    share = Share(drawn, 0, epochs)
+                    grid.add(
+                        f"{full} #{i + 1}", f"validity {full}", rows, None, seed, setting, texts.rows(drawn), share
+                    )
+
+    # -- the trials --------------------------------------------------------------------------------------------------
+
+    def _carry_out(
+        self, work: Executor | None, setting: Setting, grid: Grid, missing: list[str], progress: Progress
+    ) -> dict[str, dict[str, Any]]:
+        """Carry out the trials that are not there; return what is known of each."""
+        line = progress.stage("trials", len(grid.rows), len(grid.rows) - len(missing))
+        of = {w.key: w for w in reversed(grid.wanted)}
+
+        def tasks() -> Iterator[Task]:
+            for key in missing:
+                write_rows(self.store, key, grid.rows[key])
+                yield key, trial, (self.store, setting, key, of[key].share.epochs, self.seed + of[key].seed)
+
+        for key, account in work.map(tasks(), model=True) if work is not None else ():
+            w = of[key]
+            told = (
+                f"{w.name}, {w.budget:,} {'rows' if w.equal != 'tokens' else 'rows, equal tokens'}, seed {w.seed + 1}"
+            )
+            if account["diverged"]:
+                progress.say(f"{told}: {account['diverged']}")
+            line.advance(1, account["tokens"])
+        line.finish()
+        done = self.store.read_jsons("trials")
+        return {key: done[key] for key in grid.rows}
+
+    # -- what they say -----------------------------------------------------------------------------------------------
+
+    def _outcome(self, grid: Grid, accounts: dict[str, dict[str, Any]], held: HeldOut) -> Outcome:
+        measured = {key: self.store.read_table("trials", f"{key}.parquet") for key in grid.rows}
+        tasks = list(dict.fromkeys(held.examples.column("group").to_pylist()))
+        task = np.array([tasks.index(t) for t in held.examples.column("group").to_pylist()], dtype=np.int64)
+
+        def results(wanted: list[Wanted], names: list[str]) -> Results:
+            seeds = 1 + max(w.seed for w in wanted)
+            shape = len(names), seeds, task.size
+            nll, right, tokens = np.full(shape, np.nan), np.full(shape, np.nan), np.zeros(task.size)
+            for w in wanted:
+                if accounts[w.key]["diverged"]:
+                    continue
+                table = measured[w.key]
+                at = names.index(w.name), w.seed
+                nll[at] = table.column("nll").to_numpy()
+                right[at] = table.column("correct").cast(pa.float64()).to_numpy()
+                tokens = np.maximum(tokens, table.column("tokens").to_numpy())
+            return Results(names, tasks, task, tokens, nll, None if np.isnan(right).all() else right)
+
+        comparisons, validities = [], {}
+        baselines = [n for n in grid.about if n not in self.names and n != UNTRAINED] + [UNTRAINED]
+        for (equal, budget, tokens), wanted in grid.groups().items():
+            if equal.startswith("validity "):
+                names = list(dict.fromkeys(w.name for w in wanted))
+                by_seed = losses(results(wanted, names))
+                validities[equal.removeprefix("validity ")] = validity(by_seed.T)
+                continue
+            names = [name for name in grid.about if any(w.name == name for w in wanted)]
+            found = evidence(results(wanted, names), baselines=baselines, zero_shot=UNTRAINED)
+            shares = {
+                name: tuple(
+                    float(np.mean([x for w in wanted if w.name == name for x in [value(w)]]))
+                    for value in (lambda w: w.share.places.size, lambda w: w.share.tokens)
+                )
+                for name in names
+            }
+            comparisons.append(Comparison(equal, budget, tokens, found, shares))  # type: ignore[arg-type]
+        trials = [
+            {
+                "selection": w.name,
+                "equal": w.equal,
+                "budget": w.budget,
+                "seed": w.seed,
+                "trial": w.key,
+                **accounts[w.key],
+            }
+            for w in grid.wanted
+        ]
+        return Outcome(
+            place=self.store.place(),
+            runs=list(self.names),
+            about=grid.about,
+            model=str(self.settings.model),
+            comparisons=comparisons,
+            validities=validities,
+            costs=costs.of_runs(self.finished, self.names, trials, self.recipe),
+            trials=trials,
+            held_out=held,
+            notes=grid.notes,
+            demonstration=_small(accounts),
+        )
+
+
+_NONE = np.empty(0, dtype=np.int64)
+
+
+def losses(found: Results) -> NDArray[np.float64]:
+    """Return the loss per token of each selection and seed, the mean over tasks, (S, R); NaN without a result."""
+    out = []
+    for t in range(len(found.tasks)):
+        its = found.task == t
+        there = np.isfinite(found.nll[..., its])
+        tokens = np.where(there, found.tokens[its], 0).sum(axis=-1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            out.append(np.where(there, found.nll[..., its], 0).sum(axis=-1) / tokens)
+    mean = np.nanmean(out, axis=0) if out else np.full(found.nll.shape[:2], np.nan)
+    return np.asarray(mean)
+
+
+def _limit(setting: Setting) -> int | None:
+    known = [n for n in (setting.training.max_tokens, models.context(setting.model)) if n is not None]
+    return min(known, default=None)
+
+
+def _small(accounts: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the proxy has fewer parameters than a real study would: so few operations a token tell."""
+    trained = [a for a in accounts.values() if a["tokens"]]
+    return bool(trained) and min(a["flops"] / a["tokens"] for a in trained) < 6 * 100_000_000
+
+
+def _device() -> str:
+    import torch
+
+    from curate.models.weights import find_device
+
+    return find_device(torch, "auto")
+
+
+def _place(path: str) -> str:
+    return path if "://" in path else os.path.abspath(path)
+
+
+def _names(runs: Sequence[FinishedRun]) -> list[str]:
+    """Return the runs' names: their recipes', or their folders' where two would be the same."""
+    names = [str(run.manifest.get("name") or "run") for run in runs]
+    if len(set(names)) < len(names):
+        names = [os.path.basename(run.store.root.rstrip("/")) for run in runs]
+    return [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
