@@ -152,7 +152,12 @@ def test_the_documentation_names_every_key_of_a_recipe() -> None:
 
     text = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
     models = (Document, Combination, QuotaSpec, Evaluate)
-    keys = [*STEP_KEYS, *CORRECTION_KEYS, *(f.name for f in dataclasses.fields(Source)), *(k for m in models for k in m.model_fields)]
+    keys = [
+        *STEP_KEYS,
+        *CORRECTION_KEYS,
+        *(f.name for f in dataclasses.fields(Source)),
+        *(k for m in models for k in m.model_fields),
+    ]
     keys += [f"output.{k}" for k in Output.model_fields] + [f"execution.{k}" for k in Execution.model_fields]
     missing = [key for key in keys if f"`{key}`" not in text]
     assert not missing, f"docs/recipes.md says nothing of {missing}"

@@ -3,8 +3,8 @@
     python benchmarks/noise/cost.py            # four minutes on two cores
     python benchmarks/noise/cost.py --quick    # a few rows
 
-Certainties of the two ways agree to 1e-4, and the first samples are the same texts but for one in twenty, where rounding
-may decide a draw; both are checked before anything is told.
+Certainties of the two ways agree to 1e-4, and the first samples are the same texts but for one in twenty, where
+rounding may decide a draw; both are checked before anything is told.
 """
 
 from __future__ import annotations

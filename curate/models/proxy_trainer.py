@@ -298,6 +298,13 @@ def _streams_left_alone(device: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():  # peft asks Transformers by a name that is on its way out
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        yield
+    """No bar for each checkpoint that is written."""
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():  # peft asks Transformers by a name that is on its way out
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            yield
+    finally:
+        if bars:
+            transformers.utils.logging.enable_progress_bar()

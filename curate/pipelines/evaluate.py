@@ -324,6 +324,8 @@ class Evaluation:
 
         comparisons, validities = [], {}
         baselines = [n for n in grid.about if n not in self.names and n != UNTRAINED] + [UNTRAINED]
+        targets = {name: recipe_of(run.store).targets for name, run in zip(self.names, self.finished, strict=True)}
+        made_for = {name: [task for task in tasks if task in its] for name, its in targets.items()}
         for (equal, budget, tokens), wanted in grid.groups().items():
             if equal.startswith("validity "):
                 names = list(dict.fromkeys(w.name for w in wanted))
@@ -331,7 +333,7 @@ class Evaluation:
                 validities[equal.removeprefix("validity ")] = validity(by_seed.T)
                 continue
             names = [name for name in grid.about if any(w.name == name for w in wanted)]
-            found = evidence(results(wanted, names), baselines=baselines, zero_shot=UNTRAINED)
+            found = evidence(results(wanted, names), baselines=baselines, zero_shot=UNTRAINED, made_for=made_for)
             shares = {
                 name: tuple(
                     float(np.mean([x for w in wanted if w.name == name for x in [value(w)]]))

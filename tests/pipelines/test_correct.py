@@ -34,7 +34,12 @@ def reviewed(folder: Path, **verdicts: tuple[str, str | None]) -> None:
     with (folder / "review.jsonl").open("w") as file:
         for id, (verdict, answer) in verdicts.items():
             number = int(id[-2:])
-            line = {"id": id.replace("_", "-"), "answer": f"It is {number}.", "verdict": verdict, "new_answer": answer or ""}
+            line = {
+                "id": id.replace("_", "-"),
+                "answer": f"It is {number}.",
+                "verdict": verdict,
+                "new_answer": answer or "",
+            }
             file.write(json.dumps(line) + "\n")
 
 
@@ -106,7 +111,6 @@ def test_exports_hold_the_new_answers(source: Path) -> None:
     table = pl.read_parquet(f"{made.path}/data/*.parquet")
     said = [messages[-1]["content"] for messages in table["messages"].to_list()]
     assert len(said) == 31 and "It is 6." in said and "It is 5." not in said
-
 
 
 def test_a_later_step_sees_what_corrections_left(source: Path) -> None:
@@ -186,7 +190,9 @@ def test_mistakes_in_the_recipe(source: Path, entry: dict[str, Any], message: st
 def test_a_role_that_any_number_fills_is_not_filled_by_a_text(source: Path) -> None:
     drafts = {"use": "samples", "model": "./examples/model"}
     entry = {"use": "s3ft", "candidates": "drafts", "check": "drafts"}
-    with pytest.raises(RecipeError, match="s3ft reads the first column of 'check', a number; that of 'drafts' is 'answ"):
+    with pytest.raises(
+        RecipeError, match="s3ft reads the first column of 'check', a number; that of 'drafts' is 'answ"
+    ):
         recipe(source, scorers={"drafts": drafts}, select=[], correct=[entry])
 
 

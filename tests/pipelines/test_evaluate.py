@@ -97,9 +97,7 @@ def test_the_same_command_trains_nothing_again(run: Run, model: str, monkeypatch
     monkeypatch.setattr("curate.models.proxy.train", None)
     again = evaluated(run, model=model, **settings)
     assert [t["trial"] for t in again.trials] == [t["trial"] for t in first.trials]
-    np.testing.assert_array_equal(
-        again.comparisons[0].evidence.loss.gain, first.comparisons[0].evidence.loss.gain
-    )
+    np.testing.assert_array_equal(again.comparisons[0].evidence.loss.gain, first.comparisons[0].evidence.loss.gain)
 
 
 def test_stopped_in_the_middle_it_goes_on(run: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,9 +119,7 @@ def test_stopped_in_the_middle_it_goes_on(run: Run, model: str, monkeypatch: pyt
     monkeypatch.setattr(trials, "_trained", train)
     resumed = evaluated(run, model=model, baselines=["random"], equal=["rows"])
     assert [t["last_loss"] for t in resumed.trials[1:3]] == [t["last_loss"] for t in whole.trials[1:3]]
-    np.testing.assert_array_equal(
-        resumed.comparisons[0].evidence.loss.mean, whole.comparisons[0].evidence.loss.mean
-    )
+    np.testing.assert_array_equal(resumed.comparisons[0].evidence.loss.mean, whole.comparisons[0].evidence.loss.mean)
 
 
 def test_nothing_that_is_measured_is_trained_on(run: Run, model: str) -> None:
@@ -168,7 +164,9 @@ def test_two_runs_of_different_sizes_are_made_equal(run: Run, model: str, tmp_pa
 
 
 def test_a_training_that_diverges_is_told_and_the_others_go_on(run: Run, model: str) -> None:
-    found = evaluated(run, model=model, baselines=["random"], equal=["rows"], training={**TRAINING, "rate": 1e6, "clip": None})
+    found = evaluated(
+        run, model=model, baselines=["random"], equal=["rows"], training={**TRAINING, "rate": 1e6, "clip": None}
+    )
     assert all(t["diverged"] for t in found.trials if t["selection"] != UNTRAINED)
     (c,) = found.comparisons
     assert np.isfinite(c.evidence.loss.mean[0]).all() and np.isnan(c.evidence.loss.mean[1:]).all()

@@ -255,9 +255,9 @@ def test_from_the_list_to_the_dataset(make: Make, tmp_path: Path) -> None:
     ledger = pl.read_parquet(f"{job.store.root}/decisions/*.parquet")
     said = {i: (d, r) for i, d, r in ledger["id", "decision", "reason"].iter_rows() if i in ("r00", "r01", "r02")}
     assert said == {
-        "r00": ("kept", "review: kept by a person"),
+        "r00": ("kept", "kept by a person"),
         "r01": ("corrected", "fixed by a person"),
-        "r02": ("dropped", "review: dropped by a person"),
+        "r02": ("dropped", "dropped by a person"),
     }
     told = tell(why(Store(str(tmp_path / "run")), "r01")[0])
     assert (

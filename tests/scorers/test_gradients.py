@@ -125,9 +125,7 @@ def test_rows_without_a_gradient_are_null(examples: pa.Table, tiny_model: Path) 
 
 
 def test_a_warm_up_without_a_usable_row_stops(examples: pa.Table, tiny_model: Path) -> None:
-    with pytest.raises(
-        StageError, match="of 12 rows of the warm-up none can be trained on: longer than max_tokens=2"
-    ):
+    with pytest.raises(StageError, match="of 12 rows of the warm-up none can be trained on: longer than max_tokens=2"):
         fitted(examples, tiny_model, max_tokens=2)
 
 
