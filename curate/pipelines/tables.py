@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from curate import __version__
 from curate.numerics import verdicts
 from curate.pipelines.store import Store
 
@@ -99,14 +100,29 @@ def _cost_lines(costs: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def page(outcome: Outcome) -> str:
+    """Return the report of an evaluation, an HTML page that needs nothing else."""
+    from curate.report.evaluation import sections
+    from curate.report.page import render
+
+    about = f"The proxy {outcome.model}, trained on each selection. {DEMONSTRATION if outcome.demonstration else ''}"
+    made = f"Made by curate {__version__}. This file holds all that it shows."
+    heads = [title(c) for c in outcome.comparisons]
+    rows = outcome.held_out.examples.num_rows
+    summary = f"{len(outcome.trials):,} trainings, each measured on {rows:,} held-out rows."
+    parts = sections(outcome, said(outcome), heads, about)
+    return render(f"Evaluation of {', '.join(outcome.runs)}", summary, parts, made=made, problems=[])
+
+
 def write(store: Store, outcome: Outcome) -> None:
-    """Write ``selections.parquet``, ``tasks.parquet``, ``trials.parquet``, ``evidence.md`` and ``evaluation.json``."""
+    """Write the tables as Parquet, ``evidence.md``, ``evaluation.json`` and ``report.html``."""
     import polars as pl
 
     trials = pl.DataFrame(outcome.trials, infer_schema_length=None)
     for name, frame in (("selections", selections(outcome)), ("tasks", by_task(outcome)), ("trials", trials)):
         store.write_table(frame.to_arrow(), f"{name}.parquet")
     store.write_bytes(markdown(outcome).encode(), "evidence.md")
+    store.write_bytes(page(outcome).encode(), "report.html")
     store.write_json(
         {
             "runs": outcome.runs,
