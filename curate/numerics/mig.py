@@ -87,6 +87,10 @@ def _that_share(graph: Spread) -> Any:
     return reaches @ reaches.T
 
 
+_EQUAL = 1e-12
+"""Relative difference below which two gains are one: the sums behind them run in another order."""
+
+
 @dataclass(frozen=True, eq=False)
 class MIG:
     """Rows in order of choice."""
@@ -117,7 +121,7 @@ def mig(
 
     Notes
     -----
-    Ties go to the lowest row.  Time of one choice: the number of tags, and the links of the few that are looked at.
+    Ties go to the lowest row; gains that rounding alone tells apart are ties.  Time of one choice: the number of tags, and the links of the few that are looked at.
 
     References
     ----------
@@ -138,7 +142,8 @@ def mig(
     touched = _that_share(graph)
     for t in range(k):
         while True:
-            best = np.flatnonzero(bound == bound.max())
+            top = bound.max()
+            best = np.flatnonzero(bound >= (top * (1 - _EQUAL) if np.isfinite(top) else top))
             old = best[stale[best]]
             if not old.size:
                 break

@@ -33,8 +33,8 @@ def sections(outcome: Outcome, said: Sequence[str], titles: Sequence[str], about
     if drawn := [curve for curve in curves if curve is not None]:
         made.append(Section("Over budgets", drawn))
     if outcome.validities:
-        rows = [[name, v.rho, v.low, v.high, v.p, v.said] for name, v in outcome.validities.items()]
-        table = Table("Spearman's ρ of deciles and outcomes", ["score", "ρ", "low", "high", "p", "in words"], rows)
+        rho: list[Any] = [[name, v.rho, v.low, v.high, v.p, v.said] for name, v in outcome.validities.items()]
+        table = Table("Spearman's ρ of deciles and outcomes", ["score", "ρ", "low", "high", "p", "in words"], rho)
         made.append(Section("Does training follow the score?", [table]))
     made.append(Section("Cost", [_costs(outcome.costs)]))
     measured = [[a["task"], a["rows"], a["overlapping"], a["measured"]] for a in outcome.held_out.account]
@@ -47,7 +47,7 @@ def _comparison(comparison: Comparison) -> list[Block]:
     found = comparison.evidence
     k = found.baseline(found.baselines[0])
     loss, right = found.loss, found.accuracy
-    rows = []
+    rows: list[Any] = []
     for s, name in enumerate(found.selections):
         share = comparison.shares[name]
         rows.append(
@@ -77,7 +77,7 @@ def _comparison(comparison: Comparison) -> list[Block]:
 def _gains(found: Evidence, baseline: str) -> Chart | None:
     """Return the gain of each selection on a baseline, over all tasks, with its 95% interval."""
     k = found.baseline(baseline)
-    rows = []
+    rows: list[Any] = []
     for s, name in enumerate(found.selections):
         gain, half = float(found.loss.gain[s, k, -1]), float(found.loss.half[s, k, -1])
         if name == baseline or math.isnan(gain):
@@ -125,7 +125,7 @@ def _curve(outcome: Outcome, equal: str) -> Chart | None:
     its = [c for c in outcome.comparisons if c.equal == equal]
     if len(its) < 2:
         return None
-    rows = []
+    rows: list[Any] = []
     for c in its:
         for s, name in enumerate(c.evidence.selections):
             loss = float(c.evidence.loss.mean[s, -1])
