@@ -121,7 +121,8 @@ def mig(
 
     Notes
     -----
-    Ties go to the lowest row; gains that rounding alone tells apart are ties.  Time of one choice: the number of tags, and the links of the few that are looked at.
+    Ties go to the lowest row; gains that rounding alone tells apart are ties.  Time of one choice: the number of tags,
+    and the links of the few that are looked at.
 
     References
     ----------
