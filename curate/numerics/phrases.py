@@ -49,7 +49,7 @@ def compact(text: str) -> str:
 
 def original(text: str, start: int, end: int) -> str:
     """Return the part of ``text`` whose normalised form is ``normalised(text)[start:end]``, to a character or so."""
-    if len(normalised(text)) == len(text):
+    if text.isascii():
         return text[start:end]
     places = range(len(text) + 1)
     first = bisect_right(places, start, key=lambda i: len(normalised(text[:i]))) - 1

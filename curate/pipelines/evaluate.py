@@ -357,7 +357,7 @@ class Evaluation:
             place=self.store.place(),
             runs=list(self.names),
             about=grid.about,
-            model=str(self.settings.model),
+            model=_shown(str(self.settings.model)),
             comparisons=comparisons,
             validities=validities,
             costs=costs.of_runs(self.finished, self.names, trials, self.recipe),
@@ -401,6 +401,11 @@ def _device() -> str:
     from curate.models.weights import find_device
 
     return find_device(torch, "auto")
+
+
+def _shown(model: str) -> str:
+    """Return a model's name, or of a folder its last part: nobody's other folders."""
+    return os.path.basename(os.path.normpath(model)) if os.path.isdir(model) else model
 
 
 def _place(path: str) -> str:
