@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import yaml
 from run import HERE, ROOT, read_pool
 
+from curate.document import load_yaml
 from curate.noise import KINDS, plant
 from curate.numerics.agreement import jaccard
 from curate.pipelines import ready
@@ -35,7 +35,7 @@ def corrected(table: Any, folder: Path, model: str, eta: float, tokens: int) -> 
     """Run CLEAR on a table; return what became of each row by its number, and the account of the correction."""
     messages = [{"messages": m, "n": i} for i, m in enumerate(table.column("messages").to_pylist())]
     (folder / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in messages))
-    document = yaml.safe_load(ready.text("clear"))
+    document, _ = load_yaml(ready.text("clear"), Path("clear.yaml"))
     document |= {"name": "noise", "sources": [{"path": str(folder / "pool.jsonl"), "id": "n"}], "report": False}
     document["scorers"]["samples"] |= {"model": model, "new_tokens": tokens}
     document["scorers"]["reflection"]["model"] = model
