@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 from numpy.typing import NDArray
 
 from curate import review as review_file
@@ -18,11 +17,9 @@ from curate.exceptions import InputError, RunDirectoryError
 from curate.pipelines import audit, publish
 from curate.pipelines.corrected import directories
 from curate.pipelines.index import Index, build_index
-from curate.pipelines.ledger import FinishedRun
+from curate.pipelines.ledger import FinishedRun, recipe_of, score_of
 from curate.pipelines.report import write_file
-from curate.pipelines.select import combined
 from curate.pipelines.store import Store
-from curate.pipelines.worker import Stage
 from curate.recipe import Recipe
 from curate.registry import nearest
 from curate.report.text import plural
@@ -183,9 +180,7 @@ def _open(store: Store) -> tuple[FinishedRun, Recipe]:
         raise RunDirectoryError(
             f"{store.root} is not scored to the end (its status is {status!r}); 'curate score' or 'curate run' first."
         )
-    base = (store.read_json(".curate", "base.json") or {}).get("base", ".")
-    recipe = Recipe.from_dict(yaml.safe_load(store.read_bytes("recipe.yaml")), base)
-    return FinishedRun(store, manifest, build_index(store, accounts)), recipe
+    return FinishedRun(store, manifest, build_index(store, accounts)), recipe_of(store)
 
 
 def _entry(recipe: Recipe, wanted: str | None) -> Correction | None:
@@ -233,12 +228,7 @@ def _score(run: FinishedRun, recipe: Recipe, on: str) -> tuple[NDArray[np.float6
     if on in corrections:
         return _confidence(run, corrections[on], "confidence"), on
     full = recipe.reference(on, ("on",))
-    stages = {
-        name: Stage(name, recipe.scorers[name], account["fingerprint"])
-        for name, account in run.manifest.get("stages", {}).items()
-        if name in recipe.scorers
-    }
-    return combined(run.store, run.index, recipe, stages, full), full
+    return score_of(run, recipe, full)[0], full
 
 
 def _confidence(run: FinishedRun, directory: str, column: str) -> NDArray[np.float64]:
