@@ -528,7 +528,7 @@ def _tell(step: dict[str, Any]) -> str:
 def _tell_correction(step: dict[str, Any]) -> str:
     text = f"correct {step['name']}: {step['corrected']:,} of {step['asked']:,} answers replaced"
     if step["brought_back"]:
-        text += f", {step['brought_back']:,} rows brought back"
+        text += f", {step['brought_back']:,} {'row' if step['brought_back'] == 1 else 'rows'} brought back"
     if step["dropped"]:
         text += f", {step['dropped']:,} dropped"
     rules = list(step["rules"].items())
