@@ -20,6 +20,7 @@ _PUBLIC = {
     "Selection": "curate.selection",
     "Recipe": "curate.recipe",
     "Run": "curate.pipelines.run",
+    "Evaluation": "curate.evaluation.evaluate",
     "CurateError": "curate.exceptions",
     "read": "curate.pipelines.api",
     "score": "curate.pipelines.api",
@@ -27,7 +28,7 @@ _PUBLIC = {
 }
 _SUBPACKAGES = (
     *("scorers", "selectors", "correctors", "connectors", "exporters"),
-    *("models", "numerics", "pipelines", "testing"),
+    *("models", "numerics", "pipelines", "evaluation", "testing"),
 )
 
 __all__ = ["__version__", *sorted(_PUBLIC), *_SUBPACKAGES]

@@ -29,6 +29,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from curate import registry
+from curate.budget import Budget
 from curate.document import Place, load_yaml, override
 from curate.exceptions import CurateError, InputError, RecipeError
 from curate.recipe_parts import EXPORT_KEYS, Correction, Document, Evaluate, ExportOptions, ExportSpec, Step
@@ -197,9 +198,16 @@ class Recipe:
         self.test_sets = self.targets
         if own is not None:
             self.test_sets = self._named_sources(own.sets, ("evaluate", "targets", "sets"), "task")
+        self.evaluation_budgets: list[Budget] = []
         if self._doc.evaluate is None:
             return
         from curate.models.proxy import Training
+
+        for i, budget in enumerate(self.evaluate.budgets):
+            try:
+                self.evaluation_budgets.append(Budget.parse(budget))
+            except InputError as error:
+                raise self.error(("evaluate", "budgets", i), f"evaluate.budgets: {error}") from None
 
         model = self.evaluate.model
         if model is not None and model.startswith(("./", "../")):

@@ -88,12 +88,13 @@ class Evaluate(Strict):
     """Rows of each source that are held out where there are no targets."""
     rows_per_task: int = Field(default=100, ge=2)
     """Rows of each task that are measured, at most."""
-    budgets: list[int] = []
-    """Numbers of rows to compare at; by default one: as many as the smallest run has kept."""
+    budgets: list[int | str | dict[str, Any]] = []
+    """What to compare at: rows (``500``, ``2k``, ``5%`` of the pool) or training tokens (``50k tokens``); by default as
+    many rows as the smallest run has kept."""
     seeds: int = Field(default=3, ge=1)
     """Trainings of each selection; with one there is no verdict."""
     equal: list[Literal["rows", "tokens"]] = Field(default=["rows", "tokens"], min_length=1)
-    """What is made equal: numbers of rows, training tokens, or one after the other."""
+    """What is made equal at a budget in rows: numbers of rows, training tokens, or one after the other."""
     baselines: list[Literal["random", "balanced", "longest", "full"]] = ["random", "balanced", "longest", "full"]
     """Rows of the pool to hold the runs against; the untrained model is always among them."""
     validity: list[str] = []

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 import curate
+from curate.evaluation.evaluate import Evaluation
 from curate.noise import plant
 from curate.numerics.evidence import Results, evidence
-from curate.pipelines.evaluate import Evaluation
 from curate.pipelines.run import Run
 from curate.recipe import Recipe
 from curate.seeding import rng_for
@@ -60,7 +60,7 @@ def told(outcome: Any) -> dict[str, Any]:
     for c in outcome.comparisons:
         s, k = c.evidence.place("chosen"), c.evidence.baseline("random")
         loss = c.evidence.loss
-        out[c.equal] = {
+        out[c.at.equal] = {
             "gain": float(loss.gain[s, k, -1]),
             "half": float(loss.half[s, k, -1]),
             "p": float(loss.p[s, k, -1]),
@@ -122,7 +122,7 @@ def main() -> None:
         write(folder, [{"messages": m, "source": s} for m, s in zip(conversations(pool), sources, strict=True)])
         seeds, args.seeds = args.seeds, args.draws
         found = evaluated(folder, args, [{"use": "random", "budget": args.rows}], {})
-        c = next(c for c in found.comparisons if c.equal == "rows")
+        c = next(c for c in found.comparisons if c.at.equal == "rows")
         result["null"] = null(found, c, seeds)
     print("null", result["null"], flush=True)
     result["seconds"] = round(time.perf_counter() - began, 1)

@@ -46,6 +46,20 @@ def verdict(found: Evidence, selection: str, baseline: str | None = None) -> str
     return "; ".join(said) or f"no verdict: no answer is verified for both it and {found.baselines[k]}"
 
 
+def short(found: Evidence, selection: str, baseline: str | None = None) -> str:
+    """Return the gain over all tasks as a table's cell, "+0.080 ± 0.031 ▲".
+
+    ▲ and ▼ stand where ``verdict`` says better or worse over all; what it says of single tasks is not in it.
+    """
+    s, k = found.place(selection), found.baseline(baseline or found.baselines[0])
+    if selection == found.baselines[k]:
+        return "–"
+    of = found.loss if found.loss.examples.any() or found.accuracy is None else found.accuracy
+    gain = of.gain[s, k, -1]
+    mark = {"better": " ▲", "worse": " ▼"}.get(_word(gain, of.p[s, k, -1]), "")
+    return _plus_minus(of, gain, of.half[s, k, -1], unit=False) + mark
+
+
 def _sentence(found: Evidence, of: Compared, s: int, k: int) -> str:
     name, seeds = found.baselines[k], int(of.seeds[s, k])
     words = {task: word for task, word in zip(found.tasks, task_words(of, s, k), strict=True) if word is not None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import IO, Any
 
 
@@ -38,7 +39,15 @@ class Progress:
             from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
             from rich.progress import Progress as Bars
 
-            self._live = Bars(
+            class WithBoard(Bars):
+                board: Callable[[int], Any] | None = None
+
+                def get_renderables(self) -> Any:
+                    if self.board is not None:
+                        yield self.board(self.console.height)
+                    yield from super().get_renderables()
+
+            self._live = WithBoard(
                 TextColumn("{task.description:<24}"),
                 BarColumn(bar_width=20),
                 TextColumn("{task.percentage:>3.0f}%"),
@@ -56,6 +65,17 @@ class Progress:
             self._live.console.print(text, highlight=False, markup=False)
         else:
             print(text, file=self.stream, flush=True)
+
+    @property
+    def live(self) -> bool:
+        """Whether what is told changes in place."""
+        return self._live is not None
+
+    def show(self, board: Callable[[int], Any] | None) -> None:
+        """On a terminal, draw what ``board(height of the screen)`` returns above the stages; None: no longer."""
+        if self._live is not None:
+            self._live.board = board
+            self._live.refresh()
 
     def stage(self, name: str, total: int | None, cached: int = 0) -> Line:
         return Line(self, name, total, cached)

@@ -6,30 +6,46 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from curate.numerics import verdicts
 from curate.report.blocks import Block, Chart, Section, Share, Table, Text
 from curate.report.charts import values
 from curate.report.text import number
 
 if TYPE_CHECKING:
+    from curate.evaluation.evaluate import Comparison, Outcome
     from curate.numerics.evidence import Evidence
-    from curate.pipelines.evaluate import Comparison, Outcome
 
 
-def sections(outcome: Outcome, said: Sequence[str], titles: Sequence[str], about: str) -> list[Section]:
+_LINES = 8
+"""Lines of a chart, as many as there are colours."""
+
+
+def sections(
+    outcome: Outcome,
+    said: Sequence[str],
+    overview: tuple[Sequence[str], Sequence[Sequence[str]]],
+    titles: Sequence[str],
+    about: str,
+) -> list[Section]:
     """Return the page of an evaluation.
 
     Parameters
     ----------
     said : the verdicts, in sentences.
+    overview : heads and rows of a table of all comparisons.
     titles : of each comparison: what was made equal.
     about : what is to be said of the proxy.
     """
     first: list[Block] = [Text(about), *(Text(f"{line}.") for line in (*said, *outcome.notes))]
+    if len(outcome.comparisons) > 1:
+        caption = "A selection a row, best first; ▲ better, ▼ worse, over all tasks together"
+        first.append(Table(caption, overview[0], overview[1]))
     made = [Section("Verdicts", first)]
     for comparison, title in zip(outcome.comparisons, titles, strict=True):
-        made.append(Section(f"Equal {comparison.equal}: {title}", _comparison(comparison)))
-    curves = [_curve(outcome, equal) for equal in dict.fromkeys(c.equal for c in outcome.comparisons)]
+        made.append(Section(f"Equal {comparison.at.equal}: {title}", _comparison(comparison)))
+    curves = [_curve(outcome, equal) for equal in dict.fromkeys(c.at.equal for c in outcome.comparisons)]
     if drawn := [curve for curve in curves if curve is not None]:
         made.append(Section("Over budgets", drawn))
     if outcome.validities:
@@ -121,18 +137,29 @@ def _tasks(found: Evidence) -> Table:
 
 
 def _curve(outcome: Outcome, equal: str) -> Chart | None:
-    """Return the loss over budgets, a line a selection; None for one budget."""
-    its = [c for c in outcome.comparisons if c.equal == equal]
+    """Return the loss over budgets, a line a selection; None for one budget.
+
+    Of more selections than there are colours: the baselines, and the best and the worst at the largest budget.
+    """
+    its = [c for c in outcome.comparisons if c.at.equal == equal]
     if len(its) < 2:
         return None
+    last = its[-1].evidence
+    names = [name for name in last.selections if name not in last.baselines]
+    left = _LINES - len(last.baselines)
+    if len(names) > left:
+        names.sort(key=lambda name: float(np.nan_to_num(last.loss.mean[last.place(name), -1], nan=np.inf)))
+        names = names[: left - left // 2] + names[len(names) - left // 2 :]
+    names = [name for name in last.selections if name in {*names, *last.baselines}]
     rows: list[Any] = []
     for c in its:
-        for s, name in enumerate(c.evidence.selections):
-            loss = float(c.evidence.loss.mean[s, -1])
+        amount = c.at.rows if c.at.tokens is None else c.at.tokens
+        for name in c.evidence.selections:
+            loss = float(c.evidence.loss.mean[c.evidence.place(name), -1])
             if not math.isnan(loss):
-                tip = f"{name}, {c.budget:,} rows: {number(loss)} nats per token"
-                rows.append({"name": name, "budget": c.budget, "loss": loss, "tip": tip})
-    names = list(dict.fromkeys(row["name"] for row in rows))
+                tip = f"{name}, {c.at.amount}: {number(loss)} nats per token"
+                rows.append({"name": name, "budget": amount, "loss": loss, "tip": tip})
+    drawn = [row for row in rows if row["name"] in names]
     colour = {
         "field": "name",
         "type": "nominal",
@@ -140,8 +167,8 @@ def _curve(outcome: Outcome, equal: str) -> Chart | None:
         "scale": {"domain": names, "range": [f"var(--c{i % 8})" for i in range(len(names))]},
         "legend": {"title": None, "orient": "bottom", "columns": 3},
     }
-    scale = {"type": "log", "nice": False}
-    x = {"field": "budget", "type": "quantitative", "scale": scale, "title": "rows", "axis": {"tickCount": 5}}
+    scale, unit = {"type": "log", "nice": False}, "rows" if equal == "rows" else "tokens of an epoch"
+    x = {"field": "budget", "type": "quantitative", "scale": scale, "title": unit, "axis": {"tickCount": 5}}
     y = {"field": "loss", "type": "quantitative", "scale": {"zero": False}, "title": "nats per token"}
     lines = {"x": x, "y": y, "color": colour}
     points = {**lines, "description": {"field": "tip"}}
@@ -149,8 +176,8 @@ def _curve(outcome: Outcome, equal: str) -> Chart | None:
         {"mark": "line", "encoding": lines},
         {"mark": {"type": "point", "filled": True}, "encoding": points},
     ]
-    spec = {"data": values(rows), "height": 240, "layer": layer}
-    table = Table("Loss by budget", ["selection", "rows", "loss"], [[r["name"], r["budget"], r["loss"]] for r in rows])
+    spec = {"data": values(drawn), "height": 240, "layer": layer}
+    table = Table("Loss by budget", ["selection", unit, "loss"], [[r["name"], r["budget"], r["loss"]] for r in rows])
     alt = f"Loss of {len(names)} selections over budgets."
     return Chart(f"Loss over budgets, equal {equal}", spec, alt, table, wide=True)
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,38 +23,38 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from curate import models
+from curate.budget import Budget
+from curate.evaluation import contenders as make
+from curate.evaluation import costs, tables
+from curate.evaluation.contenders import Contender, Share
+from curate.evaluation.grid import Grid, Point, Wanted
+from curate.evaluation.held_out import HeldOut, hold_out
+from curate.evaluation.trial import Setting, trial, write_rows
+from curate.evaluation.watch import Watch
 from curate.exceptions import InputError, ModelError
 from curate.models.measure import Asking
 from curate.models.proxy import Training, tokens_of
 from curate.numerics.evidence import Evidence, Results, evidence
 from curate.numerics.validity import Validity, validity
-from curate.pipelines import contenders as make
-from curate.pipelines import costs, tables
-from curate.pipelines.contenders import Contender, Share
 from curate.pipelines.executor import Executor, Task, executor, usable_cores
-from curate.pipelines.grid import Grid, Wanted
 from curate.pipelines.ledger import FinishedRun, recipe_of, score_of
-from curate.pipelines.measured_on import HeldOut, hold_out
 from curate.pipelines.progress import Progress
 from curate.pipelines.store import Store
-from curate.pipelines.trial import Setting, trial, write_rows
 from curate.recipe import Recipe
 from curate.seeding import rng_for
 
 UNTRAINED = "zero-shot"
-DECILES = 10
+TENTHS = 10
+ENOUGH = 0.95
+"""Share of the tokens asked that a run must hold: one with a budget in tokens ends up to a row below it."""
 
 
 @dataclass(frozen=True)
 class Comparison:
     """The evidence at one budget."""
 
-    equal: str
-    """"rows" or "tokens"."""
-    budget: int
-    """Rows; with equal tokens, the rows of the run that has the fewest tokens in them."""
-    tokens: int | None
-    """Tokens of an epoch, where these are equal."""
+    at: Point
+    """What is equal, and how much of it."""
     evidence: Evidence
     shares: dict[str, tuple[float, float]]
     """Selection → rows and tokens of an epoch, means over seeds."""
@@ -221,59 +221,100 @@ class Evaluation:
         def lengths(contender: Contender, places: NDArray[np.int64]) -> NDArray[np.int64]:
             return tokens_of(contender.texts.rows(places), limit)
 
-        chosen = {c.name: c.order(0).size for c in contenders if c.run}
-        smallest = min(chosen, key=lambda name: chosen[name])
-        budgets = settings.budgets or [chosen[smallest]]
-        for budget in sorted(set(budgets)):
-            if budget > chosen[smallest]:
-                raise InputError(
-                    f"evaluate: {budget:,} rows of each selection were asked, {smallest!r} has {chosen[smallest]:,}; "
-                    "ask for fewer (evaluate.budgets)."
-                )
-            for equal in dict.fromkeys(settings.equal):
-                tokens = None
-                if equal == "tokens":
-                    own = [c for c in contenders if c.run]
-                    tokens = min(int(lengths(c, c.order(0)[:budget]).sum()) for c in own)
-                for seed in range(settings.seeds):
-                    grid.add(UNTRAINED, equal, budget, tokens, seed, setting, [], Share(_NONE, 0, 1))
-                    for c in contenders:
-                        if tokens is None:
-                            share = make.first_rows(c, seed, budget, training.epochs, lengths)
-                        else:
-                            share = make.first_tokens(c, seed, tokens, training.epochs, lengths)
-                        grid.add(c.name, equal, budget, tokens, seed, setting, c.texts.rows(share.places), share)
-        if len(set(chosen.values())) > 1:
+        def share(contender: Contender, at: Point, seed: int) -> Share:
+            if at.tokens is None:
+                return make.first_rows(contender, seed, at.rows or 0, training.epochs, lengths)
+            return make.first_tokens(contender, seed, at.tokens, training.epochs, lengths)
+
+        runs = [c for c in contenders if c.run]
+        points = self._points(runs, lengths)
+        for at in points:
+            for seed in range(settings.seeds):
+                grid.add(UNTRAINED, at, seed, setting, [], Share(_NONE, 0, 1))
+                for c in contenders:
+                    its = share(c, at, seed)
+                    if at.rows is None and c.run and its.tokens < ENOUGH * (at.tokens or 0):
+                        raise InputError(
+                            f"evaluate: {at.tokens:,} training tokens of each selection were asked, {c.name!r} has "
+                            f"{its.tokens:,}; ask for fewer (evaluate.budgets)."
+                        )
+                    grid.add(c.name, at, seed, setting, c.texts.rows(its.places), its)
+        sizes = {c.name: c.order(0).size for c in runs}
+        if len(set(sizes.values())) > 1:
             grid.notes.append(
                 "the runs kept "
-                + ", ".join(f"{n:,} ({name})" for name, n in chosen.items())
+                + ", ".join(f"{n:,} ({name})" for name, n in sizes.items())
                 + "; of each the first rows of its choice are compared, as many as are equal"
             )
-        if settings.validity:
-            self._deciles(grid, setting, contenders[0].texts, held, min(budgets))
+        for ref in settings.validity:
+            self._tenths(grid, self.recipe.reference(ref, ("evaluate", "validity")), points, setting, held, runs, share)
         return grid
 
-    def _deciles(self, grid: Grid, setting: Setting, texts: Any, held: HeldOut, budget: int) -> None:
-        """Add a training on rows of each tenth of the pool, in the order of a score."""
-        run, epochs = self.finished[0], setting.training.epochs
-        for ref in self.settings.validity:
-            full = self.recipe.reference(ref, ("evaluate", "validity"))
-            values, better = score_of(run, self.recipe, full)
-            if better is None:
-                raise InputError(f"evaluate: {full!r} has no better direction; the validity of a score needs one.")
-            able = np.flatnonzero(held.allowed & ~np.isnan(values))
-            order = able[np.argsort(-values[able] if better else values[able], kind="stable")]
-            groups = np.array_split(order, DECILES)
-            rows = min(budget, min(map(len, groups)))
-            if not rows:
-                raise InputError(f"evaluate: {able.size} rows have the score {full!r}; {DECILES} at least were asked.")
-            for seed in range(self.settings.seeds):
-                for i, group in enumerate(groups):
-                    drawn = rng_for(self.seed, "evaluate", "validity", full, seed, i).permutation(group)[:rows]
-                    share = Share(drawn, 0, epochs)
-                    grid.add(
-                        f"{full} #{i + 1}", f"validity {full}", rows, None, seed, setting, texts.rows(drawn), share
-                    )
+    def _points(self, runs: Sequence[Contender], lengths: Callable[..., Any]) -> list[Point]:
+        """Return what is compared at: each budget in rows at equal rows, tokens or both, one in tokens as it is."""
+        sizes = {c.name: c.order(0).size for c in runs}
+        smallest = min(sizes, key=lambda name: sizes[name])
+        asked = self.recipe.evaluation_budgets or [Budget(rows=sizes[smallest])]
+        rows = {b.limit(self.finished[0].index.n) for b in asked if b.tokens is None}
+        points: list[Point] = []
+        for budget in sorted(n for n in rows if n is not None):
+            if not 0 < budget <= sizes[smallest]:
+                raise InputError(
+                    f"evaluate: {budget:,} rows of each selection were asked, {smallest!r} has {sizes[smallest]:,}; "
+                    f"ask for {'more' if budget == 0 else 'fewer'} (evaluate.budgets)."
+                )
+            for equal in dict.fromkeys(self.settings.equal):
+                tokens = None
+                if equal == "tokens":
+                    tokens = min(int(lengths(c, c.order(0)[:budget]).sum()) for c in runs)
+                points.append(Point(equal, budget, tokens))
+        points += [Point("tokens", None, n) for n in sorted({b.tokens for b in asked if b.tokens is not None})]
+        if any(at.tokens == 0 for at in points):
+            raise InputError("evaluate: 0 training tokens of each selection were asked; ask for more.")
+        return points
+
+    def _tenths(
+        self,
+        grid: Grid,
+        score: str,
+        points: Sequence[Point],
+        setting: Setting,
+        held: HeldOut,
+        runs: Sequence[Contender],
+        share: Callable[[Contender, Point, int], Share],
+    ) -> None:
+        """Add trainings on rows of each tenth of the pool, in the order of a score, at the smallest budget.
+
+        In tokens where tokens are equal anywhere: a score that goes with length would else be held for one that tells
+        good rows.
+        """
+        values, better = score_of(self.finished[0], self.recipe, score)
+        if better is None:
+            raise InputError(f"evaluate: {score!r} has no better direction; the validity of a score needs one.")
+        able = np.flatnonzero(held.allowed & ~np.isnan(values))
+        if able.size < TENTHS:
+            raise InputError(f"evaluate: {able.size} rows have the score {score!r}; {TENTHS} at least were asked.")
+        order = able[np.argsort(-values[able] if better else values[able], kind="stable")]
+
+        def drawn(i: int, group: NDArray[np.int64]) -> Contender:
+            def of(seed: int) -> NDArray[np.int64]:
+                return rng_for(self.seed, "evaluate", "validity", score, seed, i).permutation(group)
+
+            return Contender(f"{score} #{i + 1}", f"tenth {i + 1} of {score}", of, runs[0].texts)
+
+        tenths = [drawn(i, group) for i, group in enumerate(np.array_split(order, TENTHS))]
+        in_tokens = [at.tokens for at in points if at.tokens is not None]
+        seeds = range(self.settings.seeds)
+        if in_tokens:
+            at = Point("tokens", None, min(in_tokens), score)
+            least = min(share(c, at, seed).tokens for c in tenths for seed in seeds)
+            at = replace(at, tokens=min(least, min(in_tokens)))
+        else:
+            at = Point("rows", min(*(at.rows or 0 for at in points), able.size // TENTHS, able.size), None, score)
+        for seed in seeds:
+            for c in tenths:
+                its = share(c, at, seed)
+                grid.add(c.name, at, seed, setting, c.texts.rows(its.places), its)
 
     # -- the trials --------------------------------------------------------------------------------------------------
 
@@ -281,25 +322,22 @@ class Evaluation:
         self, work: Executor | None, setting: Setting, grid: Grid, missing: list[str], progress: Progress
     ) -> dict[str, dict[str, Any]]:
         """Carry out the trials that are not there; return what is known of each."""
-        line = progress.stage("trials", len(grid.rows), len(grid.rows) - len(missing))
+        there = self.store.read_jsons("trials")
+        accounts = {key: there[key] for key in grid.rows if key not in set(missing)}
+        watch = Watch(progress, grid, accounts)
         of = {w.key: w for w in reversed(grid.wanted)}
 
         def tasks() -> Iterator[Task]:
             for key in missing:
                 write_rows(self.store, key, grid.rows[key])
+                watch.under_way(key)
                 yield key, trial, (self.store, setting, key, of[key].share.epochs, self.seed + of[key].seed)
 
         for key, account in work.map(tasks(), model=True) if work is not None else ():
-            w = of[key]
-            told = (
-                f"{w.name}, {w.budget:,} {'rows' if w.equal != 'tokens' else 'rows, equal tokens'}, seed {w.seed + 1}"
-            )
-            if account["diverged"]:
-                progress.say(f"{told}: {account['diverged']}")
-            line.advance(1, account["tokens"])
-        line.finish()
-        done = self.store.read_jsons("trials")
-        return {key: done[key] for key in grid.rows}
+            accounts[key] = account
+            watch.done(key, account)
+        watch.finish()
+        return accounts
 
     # -- what they say -----------------------------------------------------------------------------------------------
 
@@ -326,11 +364,10 @@ class Evaluation:
         baselines = [n for n in grid.about if n not in self.names and n != UNTRAINED] + [UNTRAINED]
         targets = {name: recipe_of(run.store).targets for name, run in zip(self.names, self.finished, strict=True)}
         made_for = {name: [task for task in tasks if task in its] for name, its in targets.items()}
-        for (equal, budget, tokens), wanted in grid.groups().items():
-            if equal.startswith("validity "):
+        for at, wanted in grid.groups().items():
+            if at.score is not None:
                 names = list(dict.fromkeys(w.name for w in wanted))
-                by_seed = losses(results(wanted, names))
-                validities[equal.removeprefix("validity ")] = validity(by_seed.T)
+                validities[at.score] = validity(losses(results(wanted, names)).T)
                 continue
             names = [name for name in grid.about if any(w.name == name for w in wanted)]
             found = evidence(results(wanted, names), baselines=baselines, zero_shot=UNTRAINED, made_for=made_for)
@@ -341,12 +378,14 @@ class Evaluation:
                 )
                 for name in names
             }
-            comparisons.append(Comparison(equal, budget, tokens, found, shares))  # type: ignore[arg-type]
+            comparisons.append(Comparison(at, found, shares))  # type: ignore[arg-type]
         trials = [
             {
                 "selection": w.name,
-                "equal": w.equal,
-                "budget": w.budget,
+                "equal": w.at.equal,
+                "budget": w.at.rows,
+                "budget_tokens": w.at.tokens,
+                "score": w.at.score,
                 "seed": w.seed,
                 "trial": w.key,
                 **accounts[w.key],

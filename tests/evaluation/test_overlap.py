@@ -5,10 +5,10 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
+from curate.evaluation import overlap
+from curate.evaluation.overlap import overlapping
 from curate.example import keys
 from curate.exceptions import InputError
-from curate.pipelines import held_out
-from curate.pipelines.held_out import overlapping
 
 STORY = "janet has sixteen ducks that lay one egg a day and she eats three of them for breakfast"
 WORK = "first take the eggs that are eaten from those that are laid then multiply what is left by two"
@@ -91,7 +91,7 @@ def test_batches_and_their_order_change_nothing(monkeypatch):
     targets = table((STORY, "13"), (WORK, "x"), ("else?", "no"))
     training = table(("a", "b"), (STORY, "13"), ("c", WORK), ("d", "e"), (STORY, "14"))
     whole = overlapping(targets, training)
-    monkeypatch.setattr(held_out, "_ROWS", 2)
+    monkeypatch.setattr(overlap, "_ROWS", 2)
     for given in (
         training,
         [training.slice(0, 1), training.slice(1)],
@@ -102,7 +102,7 @@ def test_batches_and_their_order_change_nothing(monkeypatch):
         assert (found.how, found.share.tolist()) == (whole.how, whole.share.tolist())
         assert found.mask.tolist() == [True, True, False]
     assert found.where[1] == "r2"
-    monkeypatch.setattr(held_out, "_ROWS", 1)
+    monkeypatch.setattr(overlap, "_ROWS", 1)
     more = overlapping(table((STORY, "13")), table((STORY[:-15], "a"), ("x", "y", STORY, "b"), (STORY[:-20], "c")))
     assert (more.where, more.share.tolist()) == (["r1"], [1.0])  # of batches, too, the row that holds most is told
 

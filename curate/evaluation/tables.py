@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from curate import __version__
@@ -11,24 +13,44 @@ from curate.pipelines.store import Store
 if TYPE_CHECKING:
     import polars as pl
 
-    from curate.pipelines.evaluate import Comparison, Outcome
+    from curate.evaluation.evaluate import Outcome
+    from curate.evaluation.grid import Point
 
 
-def title(comparison: Comparison) -> str:
-    """Return what was made equal, in words."""
-    if comparison.tokens is None:
-        return f"{comparison.budget:,} rows of each"
-    return f"{comparison.tokens:,} training tokens of each (as many as {comparison.budget:,} rows have)"
-
-
-def said(outcome: Outcome) -> list[str]:
-    """Return the verdict on each run, in sentences."""
+def said(outcome: Outcome, baselines: Sequence[str] | None = None) -> list[str]:
+    """Return the verdict on each run, in sentences; against all baselines, or those that are named."""
     lines = []
     for c in outcome.comparisons:
         for run in outcome.runs:
-            for baseline in c.evidence.baselines:
-                lines.append(f"{run}, {title(c)}: {verdicts.verdict(c.evidence, run, baseline)}")
+            for baseline in c.evidence.baselines if baselines is None else baselines:
+                lines.append(f"{run}, {c.at.title}: {verdicts.verdict(c.evidence, run, baseline)}")
     return lines
+
+
+def headlines(outcome: Outcome) -> list[str]:
+    """Return as many of these sentences as a page begins with: of many, those against the first baseline alone."""
+    lines = said(outcome)
+    return lines if len(lines) <= MANY else said(outcome, outcome.comparisons[0].evidence.baselines[:1])
+
+
+def overview(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
+    """Return a table of all comparisons, best first: heads, and for each selection its gain on the first baseline."""
+    first = outcome.comparisons[0].evidence.baselines[0]
+    gains: dict[str, list[float]] = {}
+    cells: dict[str, list[str]] = {}
+    for c in outcome.comparisons:
+        k = c.evidence.baseline(first)
+        for s, name in enumerate(c.evidence.selections):
+            if name != first:
+                gains.setdefault(name, []).append(float(c.evidence.loss.gain[s, k, -1]))
+                cells.setdefault(name, []).append(verdicts.short(c.evidence, name, first))
+
+    def gain(name: str) -> float:
+        known = [x for x in gains[name] if not math.isnan(x)]
+        return sum(known) / len(known) if known else -math.inf
+
+    heads = [f"gain on {first}, nats per token", *(f"equal {c.at.equal}, {c.at.amount}" for c in outcome.comparisons)]
+    return heads, [[name, *cells[name]] for name in sorted(cells, key=gain, reverse=True)]
 
 
 def selections(outcome: Outcome) -> pl.DataFrame:
@@ -38,11 +60,10 @@ def selections(outcome: Outcome) -> pl.DataFrame:
     frames = []
     for c in outcome.comparisons:
         frame = verdicts.table(c.evidence)
-        head = [pl.lit(c.equal).alias("equal"), pl.lit(c.budget).alias("budget"), pl.lit(c.tokens).alias("tokens")]
         rows = [c.shares[name][0] for name in frame["selection"]]
         tokens = [c.shares[name][1] for name in frame["selection"]]
         mine = [pl.Series("rows", rows, pl.Float64), pl.Series("tokens_of_epoch", tokens, pl.Float64)]
-        frames.append(frame.select(*head, pl.all()).with_columns(*mine))
+        frames.append(frame.select(*_at(c.at), pl.all()).with_columns(*mine))
     return pl.concat(frames, how="vertical_relaxed")
 
 
@@ -50,13 +71,19 @@ def by_task(outcome: Outcome) -> pl.DataFrame:
     """Return a row for each measure, selection, baseline and task of each comparison."""
     import polars as pl
 
-    frames = [
-        verdicts.task_table(c.evidence).select(
-            pl.lit(c.equal).alias("equal"), pl.lit(c.budget).alias("budget"), pl.all()
-        )
-        for c in outcome.comparisons
-    ]
+    frames = [verdicts.task_table(c.evidence).select(*_at(c.at), pl.all()) for c in outcome.comparisons]
     return pl.concat(frames, how="vertical_relaxed")
+
+
+def _at(at: Point) -> list[pl.Expr]:
+    """Return the columns that tell what is equal: "rows" or "tokens", the budget in rows, and that in tokens."""
+    import polars as pl
+
+    return [
+        pl.lit(at.equal).alias("equal"),
+        pl.lit(at.rows, pl.Int64).alias("budget"),
+        pl.lit(at.tokens, pl.Int64).alias("tokens"),
+    ]
 
 
 def markdown(outcome: Outcome) -> str:
@@ -70,10 +97,13 @@ def markdown(outcome: Outcome) -> str:
     ]
     if outcome.demonstration:
         lines += ["", DEMONSTRATION]
-    lines += ["", "## Verdicts", "", *(f"- {line}." for line in said(outcome))]
+    lines += ["", "## Verdicts", "", *(f"- {line}." for line in headlines(outcome))]
     lines += [f"- {note}." for note in outcome.notes]
+    if len(outcome.comparisons) > 1:
+        heads, rows = overview(outcome)
+        lines += ["", "## All comparisons", "", *_table(heads, rows), "", "▲ better, ▼ worse, over all tasks together."]
     for c in outcome.comparisons:
-        lines += ["", f"## {title(c)}", "", verdicts.markdown(c.evidence)]
+        lines += ["", f"## {c.at.title}", "", verdicts.markdown(c.evidence)]
     if outcome.validities:
         lines += ["", "## Does training follow the score?", ""]
         lines += [f"- `{name}`: {found.said}" for name, found in outcome.validities.items()]
@@ -81,10 +111,17 @@ def markdown(outcome: Outcome) -> str:
     return "\n".join(lines) + "\n"
 
 
+MANY = 16
+"""Sentences that a page begins with, at most."""
 DEMONSTRATION = (
     "The proxy is a very small model: this shows how the test works, and says little about the model that you will "
     "train. Name a larger one for that."
 )
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    rule = ["---", *["---:"] * (len(heads) - 1)]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in (heads, rule, *rows)]
 
 
 def _cost_lines(costs: list[dict[str, Any]]) -> list[str]:
@@ -107,10 +144,10 @@ def page(outcome: Outcome) -> str:
 
     about = f"The proxy {outcome.model}, trained on each selection. {DEMONSTRATION if outcome.demonstration else ''}"
     made = f"Made by curate {__version__}. This file holds all that it shows."
-    heads = [title(c) for c in outcome.comparisons]
+    heads = [c.at.title for c in outcome.comparisons]
     rows = outcome.held_out.examples.num_rows
     summary = f"{len(outcome.trials):,} trainings, each measured on {rows:,} held-out rows."
-    parts = sections(outcome, said(outcome), heads, about)
+    parts = sections(outcome, headlines(outcome), overview(outcome), heads, about)
     return render(f"Evaluation of {', '.join(outcome.runs)}", summary, parts, made=made, problems=[])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from curate.evaluation import tables
+from curate.evaluation.contenders import Share
+from curate.evaluation.evaluate import UNTRAINED, Evaluation, Outcome
+from curate.evaluation.grid import Wanted
 from curate.exceptions import InputError, ModelError, RunDirectoryError
-from curate.pipelines import tables
-from curate.pipelines.evaluate import UNTRAINED, Evaluation, Outcome
 from curate.pipelines.run import Run
 from curate.recipe import Recipe, RecipeError
 from tests.models.tiny import save_tiny_model
@@ -71,8 +74,11 @@ def run(tmp_path: Path) -> Run:
 
 def test_a_run_and_what_it_must_beat(run: Run, model: str) -> None:
     found = evaluated(run, model=model)
-    size = found.comparisons[0].budget  # 24, but for those that are held out
-    assert 18 <= size <= 24 and [(c.equal, c.budget) for c in found.comparisons] == [("rows", size), ("tokens", size)]
+    size = found.comparisons[0].at.rows  # 24, but for those that are held out
+    assert 18 <= size <= 24 and [(c.at.equal, c.at.rows) for c in found.comparisons] == [
+        ("rows", size),
+        ("tokens", size),
+    ]
     for c in found.comparisons:
         assert c.evidence.selections == (UNTRAINED, "run", "random", "balanced", "longest", "full")
         assert c.evidence.tasks == ("a", "b")
@@ -101,7 +107,7 @@ def test_the_same_command_trains_nothing_again(run: Run, model: str, monkeypatch
 
 
 def test_stopped_in_the_middle_it_goes_on(run: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import curate.pipelines.trial as trials
+    import curate.evaluation.trial as trials
 
     whole = evaluated(run, model=model, baselines=["random"], equal=["rows"], out=Path(run.store.root) / "whole")
     calls, train = 0, trials._trained
@@ -159,7 +165,7 @@ def test_two_runs_of_different_sizes_are_made_equal(run: Run, model: str, tmp_pa
     found = evaluated(run, other, model=model, baselines=["random"], equal=["rows"])
     assert found.runs == ["run", "other"]
     (c,) = found.comparisons
-    assert c.budget <= 12 and c.shares["run"][0] == c.shares["other"][0] == c.budget
+    assert c.at.rows <= 12 and c.shares["run"][0] == c.shares["other"][0] == c.at.rows
     assert any("the runs kept" in note for note in found.notes)
 
 
@@ -184,6 +190,9 @@ def test_the_validity_of_a_score(run: Run, model: str) -> None:
     [
         ({"model": None}, InputError, "a proxy was asked, none is named"),
         ({"budgets": [500]}, InputError, "500 rows of each selection were asked, 'run' has 2"),
+        ({"budgets": ["9k tokens"]}, InputError, "9,000 training tokens of each selection were asked, 'run' has"),
+        ({"budgets": [0]}, InputError, "0 rows of each selection were asked"),
+        ({"budgets": ["many"]}, RecipeError, "evaluate.budgets"),
         ({"baselines": ["randm"]}, RecipeError, "randm"),
         ({"training": {"epoch": 2}}, RecipeError, "unknown key 'evaluate.training.epoch'; did you mean 'epochs'"),
         ({"validity": ["wrong"]}, RecipeError, "no scorer or combination is called 'wrong'. Known: right"),
@@ -204,3 +213,62 @@ def test_runs_of_other_pools_are_refused(run: Run, model: str, tmp_path: Path) -
         evaluated(run, run, model=model)
     with pytest.raises(RunDirectoryError, match="no run of curate"):
         Evaluation([str(tmp_path / "two")])
+
+
+def test_budgets_in_tokens(run: Run, model: str) -> None:
+    found = evaluated(run, model=model, baselines=["random"], budgets=["300 tokens", 12])
+    assert [(c.at.equal, c.at.rows) for c in found.comparisons] == [("rows", 12), ("tokens", 12), ("tokens", None)]
+    last = found.comparisons[-1]
+    assert last.at.tokens == 300 and last.at.title == "300 training tokens of each"
+    assert all(abs(last.shares[name][1] - 300) <= 20 for name in ("run", "random"))
+    heads, rows = tables.overview(found)
+    assert heads[1:] == [
+        "equal rows, 12 rows",
+        f"equal tokens, {found.comparisons[1].at.tokens} tokens",
+        "equal tokens, 300 tokens",
+    ]
+    assert {row[0] for row in rows} == {UNTRAINED, "run"} and all(len(row) == 4 for row in rows)
+    frame = pl.read_parquet(f"{run.store.root}/evaluation/tasks.parquet")
+    assert frame["tokens"].drop_nulls().unique().sort().to_list() == sorted({300, found.comparisons[1].at.tokens})
+
+
+def test_a_score_is_tried_at_equal_tokens(run: Run, model: str) -> None:
+    found = evaluated(run, model=model, baselines=["random"], seeds=1, validity=["right"], budgets=["60 tokens"])
+    (at,) = {(t["equal"], t["budget_tokens"]) for t in found.trials if t["score"]}
+    assert at[0] == "tokens" and 0 < at[1] <= 60
+    tokens = [t["tokens"] / t["epochs"] for t in found.trials if t["score"]]
+    assert len(tokens) == 10 and max(tokens) - min(tokens) <= 30  # to half a row
+
+
+def test_the_board_shows_every_training(run: Run, model: str) -> None:
+    from rich.console import Console
+
+    from curate.evaluation.grid import Grid, Point
+    from curate.evaluation.watch import Watch
+    from curate.pipelines.progress import Progress
+
+    grid = Grid({})
+    for name in ("ours", "random", "longest"):
+        for seed in range(2):
+            for tokens in (10, 20):
+                key = f"{name} {tokens} {seed}"
+                grid.rows[key] = []
+                grid.wanted.append(
+                    Wanted(name, Point("tokens", None, tokens), seed, key, Share(np.arange(3), tokens, 1))
+                )
+    account = {"diverged": None, "tokens": 10, "seconds_training": 4.0, "seconds_measuring": 1.0}
+    watch = Watch(Progress(io.StringIO()), grid, {"random 10 0": account})
+
+    def drawn(height: int = 40) -> list[str]:
+        console = Console(file=io.StringIO(), width=80)
+        console.print(watch.board(height))
+        return [" ".join(line.split()) for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+
+    assert drawn()[:4] == ["10 tokens 20 tokens", "ours ·· ··", "random ●· ··", "longest ·· ··"]
+    assert drawn()[4] == "trainings: 1 of 12, 1 were there"
+    watch.under_way("ours 10 0")
+    watch.under_way("ours 10 1")
+    watch.done("ours 10 0", account)
+    watch.done("ours 10 1", {**account, "diverged": "its loss is no number"})
+    assert drawn()[1] == "ours ●✕ ··" and "left" in drawn()[4]
+    assert drawn(7)[-2] == "2 finished, 0 waiting" or drawn(7)[-2] == "0 finished, 2 waiting"
