@@ -2,6 +2,7 @@
 
     python benchmarks/evaluate/study.py POOL TARGETS --work DIR          # two hours on two cores; goes on when stopped
     python benchmarks/evaluate/study.py POOL TARGETS --work DIR --quick  # a few rows, to see that it runs
+    python benchmarks/evaluate/study.py --pages                          # what study.json holds, into the pages again
 
 POOL is files as ``curate run`` takes them, TARGETS a folder of Parquet files, one a task, with the wanted answers.
 Half of the tasks are shown to the selections that go by targets (``SHOWN`` rows of each, measured on others),
@@ -15,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import time
 from pathlib import Path
@@ -319,11 +321,62 @@ def rows_of(outcome: Outcome) -> list[dict[str, Any]]:
     return out
 
 
+def table(result: dict[str, Any], names: list[str]) -> list[str]:
+    """Return selections as lines of Markdown: their gain on random at each budget, best first."""
+    gains: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in result["results"]:
+        gains.setdefault(row["selection"], {})[row["tokens"]] = row
+    heads = ["selection", "is", *(f"{tokens:,} tokens" for tokens in result["tokens"]), "against random"]
+    lines = ["| " + " | ".join(heads) + " |", "|---|---|" + "---:|" * len(result["tokens"]) + "---|"]
+
+    def mean(name: str) -> float:
+        return float(np.mean([row["random"]["gain"] for row in gains[name].values()]))
+
+    for name in sorted(names, key=mean, reverse=True):
+        cells = []
+        for tokens in result["tokens"]:
+            row = gains[name][tokens]
+            against = row["random"]
+            mark = "" if not against["p"] <= 0.05 else " ▲" if against["gain"] > 0 else " ▼"
+            cell = f"{against['gain']:+.3f} ± {against['half']:.3f}".replace("-", "−") + mark
+            cells.append(f"**{cell}**" if row["p of all selections"] <= 0.05 else cell)
+        about = {**result["selections"], **BASELINES}[name]
+        lines.append(f"| `{name}` | {about} | {' | '.join(cells)} | {in_words(list(gains[name].values()))} |")
+    return lines
+
+
+def in_words(rows: list[dict[str, Any]]) -> str:
+    """Return "better at 2 of 3 budgets" and the like."""
+    better = sum(r["random"]["p"] <= 0.05 and r["random"]["gain"] > 0 for r in rows)
+    worse = sum(r["random"]["p"] <= 0.05 and r["random"]["gain"] < 0 for r in rows)
+    said = [f"{word} at {n} of {len(rows)} budgets" for word, n in (("better", better), ("worse", worse)) if n]
+    return ", ".join(said) or "no difference"
+
+
+BASELINES = {"balanced": "baseline: sources take turns", "longest": "baseline: longest conversations"}
+_BLOCK = re.compile(r"(<!-- study: (.*?) -->\n).*?(<!-- /study -->)", re.S)
+
+
+def write_pages(result: dict[str, Any]) -> None:
+    """Put the results into the pages that ask for them: between <!-- study: NAME, NAME --> and <!-- /study -->."""
+    there = {row["selection"] for row in result["results"]} - {"random"}
+    for page in [*sorted((ROOT / "docs").glob("*.md")), HERE / "README.md"]:
+
+        def filled(found: re.Match[str]) -> str:
+            asked = sorted(there) if found[2] == "all" else [n for n in found[2].split(", ") if n in there]
+            return found[1] + "\n" + "\n".join(table(result, asked)) + "\n\n" + found[3]
+
+        text = page.read_text()
+        if (new := _BLOCK.sub(filled, text)) != text:
+            page.write_text(new)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pool")
-    parser.add_argument("targets")
-    parser.add_argument("--work", required=True)
+    parser.add_argument("pool", nargs="?")
+    parser.add_argument("targets", nargs="?")
+    parser.add_argument("--work")
+    parser.add_argument("--pages", action="store_true", help="only put what --out holds into the pages")
     parser.add_argument("--rows", type=int, default=2000, help="the first rows of the pool")
     parser.add_argument("--tokens", type=int, nargs="+", default=[10_000, 20_000, 40_000])
     parser.add_argument("--seeds", type=int, default=3)
@@ -333,6 +386,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=HERE / "study.json")
     args = parser.parse_args()
+    if args.pages:
+        write_pages(json.loads(args.out.read_text()))
+        return
+    if not (args.pool and args.targets and args.work):
+        parser.error("POOL, TARGETS and --work were asked")
     if args.quick:
         args.rows, args.tokens, args.seeds = 200, [2_000, 4_000], 2
         args.only = args.only or ["likelihood", "less", "kmq", "near-dedup", "random-1"]
@@ -363,6 +421,8 @@ def main() -> None:
         "trial seconds": sum(t.get("seconds_training", 0) + t.get("seconds_measuring", 0) for t in outcome.trials),
     }
     args.out.write_text(json.dumps(result, indent=1, default=float) + "\n")
+    if args.out == HERE / "study.json":
+        write_pages(result)
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def of_run(run: FinishedRun, name: str, encoder: Encoder, allowed: NDArray[np.bo
     places = run.index.place[chosen]
     places = places[allowed[places]]
     return Contender(
-        name, f"kept by {run.store.root}", lambda seed: places, Texts(run, encoder, corrected=True), run=True
+        name, f"kept by {run.store.place()}", lambda seed: places, Texts(run, encoder, corrected=True), run=True
     )
 
 

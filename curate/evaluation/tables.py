@@ -34,7 +34,11 @@ def headlines(outcome: Outcome) -> list[str]:
 
 
 def overview(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
-    """Return a table of all comparisons, best first: heads, and for each selection its gain on the first baseline."""
+    """Return a table of all comparisons and of what selections cost, best first: heads and rows.
+
+    A row has the gain of a selection on the first baseline in each comparison; for a run, what its scores took, in
+    seconds and as a share of training on everything.
+    """
     first = outcome.comparisons[0].evidence.baselines[0]
     gains: dict[str, list[float]] = {}
     cells: dict[str, list[str]] = {}
@@ -49,8 +53,14 @@ def overview(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
         known = [x for x in gains[name] if not math.isnan(x)]
         return sum(known) / len(known) if known else -math.inf
 
+    cost = {row["run"]: [f"{row['seconds']:,.0f} s", _ratio(row["ratio"])] for row in outcome.costs}
     heads = [f"gain on {first}, nats per token", *(f"equal {c.at.equal}, {c.at.amount}" for c in outcome.comparisons)]
-    return heads, [[name, *cells[name]] for name in sorted(cells, key=gain, reverse=True)]
+    rows = [[name, *cells[name], *cost.get(name, ["–", "–"])] for name in sorted(cells, key=gain, reverse=True)]
+    return [*heads, "scoring", "of training on everything"], rows
+
+
+def _ratio(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}" if value >= 0.095 else f"{value:.1%}"
 
 
 def selections(outcome: Outcome) -> pl.DataFrame:
@@ -99,11 +109,9 @@ def markdown(outcome: Outcome) -> str:
         lines += ["", DEMONSTRATION]
     lines += ["", "## Verdicts", "", *(f"- {line}." for line in headlines(outcome))]
     lines += [f"- {note}." for note in outcome.notes]
-    if len(outcome.comparisons) > 1:
-        heads, rows = overview(outcome)
-        lines += ["", "## All comparisons", "", *_table(heads, rows), "", "▲ better, ▼ worse, over all tasks together."]
+    lines += ["", *_table(*overview(outcome)), "", "▲ better, ▼ worse, over all tasks together."]
     for c in outcome.comparisons:
-        lines += ["", f"## {c.at.title}", "", verdicts.markdown(c.evidence)]
+        lines += ["", f"## {c.at.title}", "", verdicts.markdown(c.evidence, sentences=len(said(outcome)) > MANY)]
     if outcome.validities:
         lines += ["", "## Does training follow the score?", ""]
         lines += [f"- `{name}`: {found.said}" for name, found in outcome.validities.items()]
@@ -132,8 +140,8 @@ def _cost_lines(costs: list[dict[str, Any]]) -> list[str]:
     for row in costs:
         flops = "–" if row["flops"] is None else f"{row['flops']:.2g}"
         whole = "–" if row["everything_seconds"] is None else f"{row['everything_seconds']:,.0f}"
-        ratio = "–" if row["ratio"] is None else f"{row['ratio']:.2g}"
-        lines.append(f"| {row['run']} | {row['seconds']:,.0f} | {row['tokens']:,} | {flops} | {whole} | {ratio} |")
+        cells = row["run"], f"{row['seconds']:,.0f}", f"{row['tokens']:,}", flops, whole, _ratio(row["ratio"])
+        lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 

@@ -213,8 +213,10 @@ def task_table(found: Evidence) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=kinds, orient="row").fill_nan(None)
 
 
-def markdown(found: Evidence, baseline: str | None = None) -> str:
+def markdown(found: Evidence, baseline: str | None = None, *, sentences: bool = True) -> str:
     """Return the two tables for a page, best loss first, with a verdict against every baseline and what was left out.
+
+    ``sentences=False`` leaves the verdicts out, for a page that begins with them.
 
     The first table has a line for each selection; the second has its gain on each task, marked ▲ and ▼ where it is
     better or worse by ``verdict``'s rule.
@@ -245,7 +247,8 @@ def markdown(found: Evidence, baseline: str | None = None) -> str:
         for other in found.baselines
         if found.selections[s] not in found.baselines
     ]
-    parts.append("\n".join(verdicts))
+    if sentences:
+        parts.append("\n".join(verdicts))
     own = [[found.selections[s], *_tasks(loss, s, k)] for s in order]
     parts.append(_rows([f"gain on {name}", *found.tasks], own))
     parts.append("\n".join(f"- {_cell(note)}" for note in found.notes))

@@ -39,9 +39,7 @@ def sections(
     about : what is to be said of the proxy.
     """
     first: list[Block] = [Text(about), *(Text(f"{line}.") for line in (*said, *outcome.notes))]
-    if len(outcome.comparisons) > 1:
-        caption = "A selection a row, best first; ▲ better, ▼ worse, over all tasks together"
-        first.append(Table(caption, overview[0], overview[1]))
+    first.append(Table("A selection a row, best first; ▲ better, ▼ worse, over all tasks together", *overview))
     made = [Section("Verdicts", first)]
     for comparison, title in zip(outcome.comparisons, titles, strict=True):
         made.append(Section(f"Equal {comparison.at.equal}: {title}", _comparison(comparison)))
