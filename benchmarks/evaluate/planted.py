@@ -4,16 +4,15 @@
     python benchmarks/evaluate/planted.py --quick
 
 noise   30% of the answers are those of other rows; the oracle keeps none of them.  It must beat a random draw.
-copies  a third of the rows stands four times more, each time with another mark at its end; dedup keeps one of each.
-        It must beat a random draw at equal tokens.
-null    random draws against other random draws, as many as ``--draws`` makes pairs of: no difference is to be found in
-        95% of them.
+copies  one row in twenty stands forty times more, each time with another mark at its end; dedup keeps one of each.  It
+        must beat a random draw at equal tokens.
+null    three random draws against three others, a thousand times, of as many draws as ``--draws`` says: no difference
+        is to be found in 95% of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import tempfile
 import time
@@ -31,6 +30,8 @@ from curate.recipe import Recipe
 from curate.seeding import rng_for
 
 HERE = Path(__file__).parent
+PAIRS = 1000
+MARKS = [a + b for a in "!?.,;:~" for b in "!?.,;:~"][:40]
 ROOT = HERE.parents[1]
 
 
@@ -40,6 +41,7 @@ def write(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def evaluated(folder: Path, args: argparse.Namespace, select: list[dict[str, Any]], scorers: dict[str, Any]) -> Any:
+    """Make a selection of the pool in a folder, and hold it against random on rows that are as they were."""
     document = {"name": "chosen", "sources": [{"path": "pool.jsonl"}], "scorers": scorers, "select": select}
     job = Run(Recipe.from_dict({**document, "report": False}, folder), folder / "run", quiet=True)
     job.execute()
@@ -49,10 +51,22 @@ def evaluated(folder: Path, args: argparse.Namespace, select: list[dict[str, Any
         "budgets": [args.rows],
         "seeds": args.seeds,
         "baselines": ["random"],
-        "held_out": args.held_out,
+        "targets": {"sets": {path.stem: {"path": str(path)} for path in sorted(args.targets.glob("*.jsonl"))}},
         "generate": False,
     }
     return Evaluation([str(job.store.root)], None, changes, quiet=True).execute()
+
+
+def write_targets(folder: Path, rows: Any, most: int) -> None:
+    """Write rows that no pool here holds, so many of each source, to measure on."""
+    by_source: dict[str, list[dict[str, Any]]] = {}
+    for messages, source in zip(conversations(rows), rows.column("source").to_pylist(), strict=True):
+        its = by_source.setdefault(source, [])
+        if len(its) < most:
+            its.append({"messages": messages})
+    for source, its in by_source.items():
+        if len(its) == most:
+            (folder / f"{source}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in its))
 
 
 def told(outcome: Any) -> dict[str, Any]:
@@ -82,18 +96,22 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--held-out", type=int, default=30)
-    parser.add_argument("--draws", type=int, default=12, help="of the null test: a multiple of the seeds")
+    parser.add_argument("--draws", type=int, default=24, help="of the null test: twice the seeds, or more")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=HERE / "planted.json")
     args = parser.parse_args()
     if args.quick:
-        args.rows, args.pool, args.seeds, args.held_out, args.draws = 10, 120, 2, 4, 4
+        args.rows, args.pool, args.seeds, args.held_out, args.draws = 10, 120, 2, 4, 6
     began = time.perf_counter()
     pool = curate.read(str(ROOT / "examples/pool/*.parquet")).examples()
     drawn = rng_for(0, "planted", "pool").permutation(pool.num_rows)[: args.pool]
+    left = pool.take(rng_for(0, "planted", "pool").permutation(pool.num_rows)[args.pool :])
     pool = pool.take(drawn)
     sources = pool.column("source").to_pylist()
     result: dict[str, Any] = {k: v for k, v in vars(args).items() if k not in ("out", "quick", "model")}
+    held = tempfile.TemporaryDirectory()
+    args.targets = Path(held.name)
+    write_targets(args.targets, left, args.held_out)
 
     planted = plant(pool, "shuffled", 0.3, seed=0)
     with tempfile.TemporaryDirectory() as name:
@@ -107,8 +125,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rows = [{"messages": m, "source": s} for m, s in zip(conversations(pool), sources, strict=True)]
-        for row in rows[: len(rows) // 3]:
-            for mark in ("…", " .", "!", " --"):
+        for row in rows[: len(rows) // 20]:
+            for mark in MARKS:
                 *before, last = row["messages"]
                 copy = [*before, {**last, "content": last["content"] + mark}]
                 rows.append({**row, "messages": copy})
@@ -139,12 +157,14 @@ def null(outcome: Any, comparison: Any, seeds: int) -> dict[str, Any]:
     nll = np.array([t.column("nll").to_numpy() for t in tables])
     task = np.array([tasks.index(name) for name in tables[0].column("task").to_pylist()])
     tokens = tables[0].column("tokens").to_numpy().astype(float)
-    groups = [list(range(i, i + seeds)) for i in range(0, len(trials) - seeds + 1, seeds)]
-    p = []
-    for a, b in itertools.combinations(groups, 2):
+    rng, p = rng_for(0, "planted", "null"), []
+    for _ in range(PAIRS):
+        drawn = rng.permutation(len(trials))[: 2 * seeds]
+        a, b = drawn[:seeds], drawn[seeds:]
         found = evidence(Results(["a", "b"], tasks, task, tokens, np.stack([nll[a], nll[b]])), baselines=["a"])
         p.append(float(found.loss.p[1, 0, -1]))
-    return {"comparisons": len(p), "differences at 5%": int((np.array(p) <= 0.05).sum()), "p": p}
+    alarms = np.array(p) <= 0.05
+    return {"draws": len(trials), "comparisons": len(p), "differences at 5%": int(alarms.sum())}
 
 
 if __name__ == "__main__":
