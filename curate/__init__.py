@@ -22,7 +22,7 @@ _PUBLIC = {
     "Run": "curate.pipelines.run",
     "Evaluation": "curate.evaluation.evaluate",
     "CurateError": "curate.exceptions",
-    "read": "curate.pipelines.api",
+    "read": "curate.connectors.pool",
     "score": "curate.pipelines.api",
     "export": "curate.pipelines.api",
 }

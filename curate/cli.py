@@ -275,7 +275,10 @@ def compare(
 
 @app.command()
 def evaluate(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Finished runs of one pool.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN…", help="Finished runs of one pool; RUN,RUN,RUN are draws of one method."),
+    ],
     model: Annotated[
         str | None, typer.Option("--model", metavar="NAME", help="The proxy: a folder or a Hub name.")
     ] = None,
@@ -309,7 +312,8 @@ def evaluate(
         changes["budgets"] = [part.strip() for part in budgets.split(",")]
     if seeds is not None:
         changes["seeds"] = seeds
-    outcome = Evaluation(runs, out, changes, scheduler, workers, quiet).execute()
+    methods = [draws if len(draws := run.split(",")) > 1 else run for run in runs]
+    outcome = Evaluation(methods, out, changes, scheduler, workers, quiet).execute()
     print(tables.markdown(outcome), end="")
     print(f"\nkept in {outcome.place}  (trials, tables, evidence.md)")
 

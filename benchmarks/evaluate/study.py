@@ -13,12 +13,12 @@ starts from a copy of these scores; ``curate evaluate`` compares them at equal t
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
 import re
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ SHOWN, MEASURED = 20, 12
 """Rows of a task that selections may see, and others that proxies are measured on."""
 CHARS = 3000
 """Longest conversation, of the pool and of targets."""
-CONTROLS = 4
+CONTROLS = 2
 
 SCORERS: dict[str, dict[str, Any]] = {
     "length": {"model": MODEL},
@@ -93,7 +93,7 @@ def top(score: str, **more: Any) -> list[dict[str, Any]]:
 
 
 def then_random(*steps: dict[str, Any]) -> list[dict[str, Any]]:
-    return [*steps, {"use": "random", "seed": 7}]
+    return [*steps, {"use": "random"}]
 
 
 SELECTIONS: dict[str, tuple[str, list[dict[str, Any]]]] = {
@@ -158,11 +158,11 @@ SELECTIONS: dict[str, tuple[str, list[dict[str, Any]]]] = {
     ),
     "clusters": (
         "random, clusters in equal shares",
-        [{"use": "random", "seed": 7, "quota": {"by": "clusters.cluster", "shares": "uniform", "short": "take"}}],
+        [{"use": "random", "quota": {"by": "clusters.cluster", "shares": "uniform", "short": "take"}}],
     ),
     "languages": (
         "random, languages in tempered shares",
-        [{"use": "random", "seed": 7, "quota": {"by": "language.language", "shares": "tempered", "short": "take"}}],
+        [{"use": "random", "quota": {"by": "language.language", "shares": "tempered", "short": "take"}}],
     ),
     "k-center": ("k-center, sentence vectors", [{"use": "k-center", "features": "sentences"}]),
     "facility-location": (
@@ -189,8 +189,21 @@ SELECTIONS: dict[str, tuple[str, list[dict[str, Any]]]] = {
         "without what holds a shown target, then random",
         then_random({"use": "threshold", "on": "contamination.overlap", "max": 0.0}),
     ),
-    **{f"random-{i + 1}": ("a control: one draw, kept for all seeds", []) for i in range(CONTROLS)},
+    **{
+        f"one-draw-{i + 1}": ("control: one random draw, kept for all seeds", [{"use": "random"}])
+        for i in range(CONTROLS)
+    },
+    **{f"draws-{i + 1}": ("control: another random draw for each seed", [{"use": "random"}]) for i in range(CONTROLS)},
 }
+DRAWS = {"kmq", "iterative-kmq", "sample", "random", "exact-duplicates", "near-duplicates", "sem-dedup", "quantile"}
+"""Selectors that draw, or end in a draw: one run for each seed, with a draw of its own."""
+
+
+def draws_of(name: str, seeds: int) -> list[int]:
+    """Return the seeds of the draws of a selection; one that draws nothing has one run."""
+    _, steps = SELECTIONS[name]
+    first = 100 * (1 + list(SELECTIONS).index(name))
+    return [first + i for i in range(seeds if steps[-1]["use"] in DRAWS and not name.startswith("one-draw") else 1)]
 
 
 def split_targets(folder: Path, out: Path) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
@@ -224,7 +237,6 @@ class Study:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.work = args, Path(args.work).resolve()
         self.shown, self.measured = split_targets(Path(args.targets), self.work / "targets")
-        self.spent: dict[str, float] = {}
 
     def document(self, name: str, scorers: dict[str, Any], select: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         return {
@@ -246,33 +258,33 @@ class Study:
         Run(recipe, folder, limit=self.args.rows).execute(until="score")
         return folder
 
-    def select(self, name: str, steps: list[dict[str, Any]], scored: Path) -> Path:
-        """Make one selection of what is scored."""
-        folder = self.work / "runs" / name
+    def select(self, name: str, draw: int, scored: Path) -> Path:
+        """Make one draw of one selection of what is scored."""
+        folder = self.work / "runs" / f"{name}-{draw}" / name
         if (folder / "dataset").exists():
             return folder
-        began = time.perf_counter()
         if not folder.exists():
-            aside = folder.with_name(f".{name}")
+            aside = folder.parent / ".aside"
             shutil.rmtree(aside, ignore_errors=True)
             shutil.copytree(scored, aside, copy_function=os.link)
             shutil.rmtree(aside / ".curate")
             shutil.copytree(scored / ".curate", aside / ".curate")
             aside.rename(folder)
-        if name.startswith("random-"):
-            steps = [{"use": "random", "seed": int(name.split("-")[1])}]
-        budget = f"{max(self.args.tokens) * 11 // 10} tokens"
+        steps = [self._seeded(step, draw) for step in SELECTIONS[name][1]]
         if steps[-1]["use"] == "iterative-kmq":
-            cut: dict[str, Any] = {"budget": 3 * steps[-1]["round_rows"]}
+            steps[-1]["budget"] = steps[-1]["rounds"] * steps[-1]["round_rows"]
         else:
-            cut = {"budget": budget, "cost": "length.total_tokens"}
-        steps = [*steps[:-1], {**steps[-1], **cut}]
+            steps[-1] |= {"budget": f"{max(self.args.tokens) * 11 // 10} tokens", "cost": "length.total_tokens"}
         recipe = Recipe.from_dict(self.document(name, SCORERS, steps, combine=COMBINE), self.work)
         Run(recipe, folder, limit=self.args.rows, quiet=True).execute()
-        self.spent[name] = round(time.perf_counter() - began, 1)
         return folder
 
-    def evaluate(self, folders: list[Path]) -> Outcome:
+    @staticmethod
+    def _seeded(step: dict[str, Any], draw: int) -> dict[str, Any]:
+        fields = {f.name for f in dataclasses.fields(registry.find("selectors", step["use"]))}
+        return {**step, "seed": draw} if "seed" in fields else dict(step)
+
+    def evaluate(self, folders: list[list[str]]) -> Outcome:
         changes = {
             "model": MODEL,
             "training": {"tokens_per_step": 1024, "dtype": self.args.dtype},
@@ -283,7 +295,7 @@ class Study:
             "baselines": ["random", "balanced", "longest"],
             "generate": False,
         }
-        return Evaluation([str(f) for f in folders], str(self.work / "evaluation"), changes).execute()
+        return Evaluation(folders, str(self.work / "evaluation"), changes).execute()
 
 
 def rows_of(outcome: Outcome) -> list[dict[str, Any]]:
@@ -393,14 +405,14 @@ def main() -> None:
         parser.error("POOL, TARGETS and --work were asked")
     if args.quick:
         args.rows, args.tokens, args.seeds = 200, [2_000, 4_000], 2
-        args.only = args.only or ["likelihood", "less", "kmq", "near-dedup", "random-1"]
+        args.only = args.only or ["likelihood", "less", "kmq", "near-dedup", "draws-1"]
     known = set(registry.names("selectors")) - {s["use"] for _, steps in SELECTIONS.values() for s in steps}
     if missing := known - {"random"}:
         raise SystemExit(f"selectors without a line: {', '.join(sorted(missing))}")
     study = Study(args)
     scored = study.score()
     names = [name for name in SELECTIONS if not args.only or name in args.only]
-    folders = [study.select(name, SELECTIONS[name][1], scored) for name in names]
+    folders = [[str(study.select(name, draw, scored)) for draw in draws_of(name, args.seeds)] for name in names]
     if args.score:
         return
     outcome = study.evaluate(folders)

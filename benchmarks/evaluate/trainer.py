@@ -26,11 +26,11 @@ import numpy as np
 import torch
 import transformers
 
+from curate.connectors.pool import read
 from curate.models import encoder
 from curate.models.base import Row
 from curate.models.proxy import Training, plan, tokens_of, train
 from curate.models.weights import load_weights
-from curate.pipelines.api import read
 from curate.seeding import rng_for
 
 ROOT = Path(__file__).resolve().parents[2]

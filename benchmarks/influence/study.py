@@ -35,10 +35,10 @@ from numpy.typing import NDArray
 import curate
 from curate import models
 from curate.base import Scorer, Selector
+from curate.connectors.pool import read
 from curate.models.lora import Lora
 from curate.models.warmup import WarmUp
 from curate.numerics.attribution import attribute
-from curate.pipelines.api import read
 from curate.scorers._texts import texts
 from curate.scorers.attribution import prompt_digest
 from curate.scorers.gradients import Gradients

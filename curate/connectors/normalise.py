@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from curate.connectors.formats import printable
 
 if TYPE_CHECKING:
-    from curate.connectors.recognise import Recognised
+    from curate.connectors.recognised import Recognised
     from curate.connectors.source import Source
 
 REASONS: dict[str, str] = {

@@ -21,7 +21,8 @@ from curate.connectors.discover import label
 from curate.connectors.formats import Broken, Slice, UnreadableError, cannot_read, connector, printable, records_of
 from curate.connectors.normalise import MEDIA_COLUMNS, Normaliser, RejectedError, extra_of, kind, plain
 from curate.connectors.parquet import Parquet, as_rows
-from curate.connectors.recognise import Recognised, damaged
+from curate.connectors.recognise import damaged
+from curate.connectors.recognised import Recognised
 from curate.connectors.source import Source
 from curate.example import EXAMPLE_SCHEMA, MESSAGE_TYPE, REJECTED_SCHEMA, keys
 

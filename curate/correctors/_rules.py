@@ -71,3 +71,16 @@ def marker_of(marker: str, caller: str) -> None:
     """Raise InputError unless a marker has a sign."""
     if not marker.strip():
         raise InputError(f"{caller}: a marker of at least one sign was asked, a blank one was found.")
+
+
+def loss(winner: str, caller: str) -> str:
+    """Return what a verdict says that is not for the candidate.  StageError for a word that is no verdict."""
+    said = {
+        "answer": "the answer is better",
+        "tie": "neither is better",
+        "neither": "both are wrong",
+        "none": "the orders disagree",
+    }
+    if winner not in said:
+        raise StageError(f"{caller}: a verdict is candidate, {', '.join(said)}; found {winner!r}.")
+    return said[winner]

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from curate.correction import Corrections, Corrector, Role
-from curate.correctors._rules import Outcome, candidate, share_of, together
-from curate.exceptions import StageError
+from curate.correctors._rules import Outcome, candidate, loss, share_of, together
 
 
 @dataclass(kw_only=True)
@@ -60,16 +59,3 @@ class AutoCorrect(Corrector):
         if confidence is not None and confidence > self.eta:
             return Outcome("the candidate is better", confidence, "replace", text)
         return Outcome("the candidate is better, but not surely enough", confidence)
-
-
-def loss(winner: str, caller: str) -> str:
-    """Return what a verdict says that is not for the candidate.  StageError for a word that is no verdict."""
-    said = {
-        "answer": "the answer is better",
-        "tie": "neither is better",
-        "neither": "both are wrong",
-        "none": "the orders disagree",
-    }
-    if winner not in said:
-        raise StageError(f"{caller}: a verdict is candidate, {', '.join(said)}; found {winner!r}.")
-    return said[winner]

@@ -8,8 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from curate.answers import MARKER, final_value
 from curate.correction import Corrections, Corrector, Role
-from curate.correctors._rules import Outcome, candidate, marker_of, share_of, together
-from curate.correctors.auto_correct import loss
+from curate.correctors._rules import Outcome, candidate, loss, marker_of, share_of, together
 
 
 @dataclass(kw_only=True)

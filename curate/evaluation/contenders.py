@@ -47,11 +47,16 @@ class Contender:
     about: str
     order: Callable[[int], Places]
     """Seed (from 0) → rows."""
-    texts: Texts
+    texts: Sequence[Texts]
+    """What the rows say; with several draws, which may have other corrections, of each."""
     run: bool = False
     """Whether a run has chosen them: no more than these are there."""
     once: bool = False
     """Whether it sees as many rows as the others in all their epochs, each once."""
+
+    def rows(self, seed: int, places: Places) -> list[Row]:
+        """Return rows as a model reads them."""
+        return self.texts[seed % len(self.texts)].rows(places)
 
 
 class Texts:
@@ -99,25 +104,38 @@ def _answered(messages: list[dict[str, Any]], answer: str | None) -> list[dict[s
     return messages if answer is None else answered(messages, answer)
 
 
-def of_run(run: FinishedRun, name: str, encoder: Encoder, allowed: NDArray[np.bool_]) -> Contender:
-    """Return what a run has kept, in the order of its choice; ``allowed`` (pool,) are rows that may be trained on."""
+def of_runs(draws: Sequence[FinishedRun], name: str, encoder: Encoder, allowed: NDArray[np.bool_]) -> Contender:
+    """Return what a run has kept, in the order of its choice; of several draws of one method, each seed's own.
+
+    Parameters
+    ----------
+    allowed : (pool,) rows that may be trained on.
+    """
+    orders = [_chosen(run, allowed) for run in draws]
+    return Contender(
+        name,
+        "kept by " + ", ".join(run.store.place() for run in draws),
+        lambda seed: orders[seed % len(orders)],
+        [Texts(run, encoder, corrected=True) for run in draws],
+        run=True,
+    )
+
+
+def _chosen(run: FinishedRun, allowed: NDArray[np.bool_]) -> Places:
     order = np.concatenate(
         list(run.each(lambda part: run.store.read_table("decisions", part.name, columns=["order"])[0].to_numpy()))
     )
     chosen = np.flatnonzero(~np.isnan(order.astype(np.float64)))
     chosen = chosen[np.argsort(order[chosen], kind="stable")]
     places = run.index.place[chosen]
-    places = places[allowed[places]]
-    return Contender(
-        name, f"kept by {run.store.place()}", lambda seed: places, Texts(run, encoder, corrected=True), run=True
-    )
+    return places[allowed[places]]
 
 
 def baselines(
     run: FinishedRun, names: Sequence[str], encoder: Encoder, allowed: NDArray[np.bool_], seed: int
 ) -> list[Contender]:
     """Return the baselines by their names, on the pool of a run; texts are those before any correction."""
-    texts, n = Texts(run, encoder, corrected=False), run.index.n
+    texts, n = [Texts(run, encoder, corrected=False)], run.index.n
 
     def drawn(name: str) -> Callable[[int], Places]:
         def order(r: int) -> Places:
@@ -176,7 +194,7 @@ def first_rows(contender: Contender, seed: int, rows: int, epochs: int, lengths:
     wanted = rows * epochs if contender.once else rows
     places = order[:wanted]
     own = -(-wanted // max(1, places.size)) if contender.once else epochs
-    return Share(places, int(lengths(contender, places).sum()), own)
+    return Share(places, int(lengths(contender, seed, places).sum()), own)
 
 
 def first_tokens(contender: Contender, seed: int, tokens: int, epochs: int, lengths: Callable[..., Any]) -> Share:
@@ -185,7 +203,7 @@ def first_tokens(contender: Contender, seed: int, tokens: int, epochs: int, leng
     wanted = tokens * epochs if contender.once else tokens
     held, total, counts = 0, 0, np.zeros(0, dtype=np.int64)
     while total < wanted and held < order.size:
-        more = lengths(contender, order[held : held + _ENCODED_AT_ONCE])
+        more = lengths(contender, seed, order[held : held + _ENCODED_AT_ONCE])
         counts = np.concatenate([counts, more])
         held, total = counts.size, int(counts.sum())
     sums = np.r_[0, np.cumsum(counts)]

@@ -86,12 +86,13 @@ class Evaluation:
 
     Parameters
     ----------
-    runs : finished runs of one pool: directories or URLs.
+    runs : finished runs of one pool: directories or URLs.  A list of several in the place of one are draws of one
+        method, which take turns over the seeds.
     directory : by default ``evaluation`` in the directory of the first run.
     changes : keys of the section ``evaluate`` that take the place of what the first run's recipe says.
     """
 
-    runs: Sequence[str | Store]
+    runs: Sequence[str | Store | Sequence[str | Store]]
     directory: str | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
     scheduler: str | None = None
@@ -99,19 +100,21 @@ class Evaluation:
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        stores = [run if isinstance(run, Store) else Store(_place(run)) for run in self.runs]
-        if not stores:
+        given = [[run] if isinstance(run, str | Store) else list(run) for run in self.runs]
+        if not all(given) or not given:
             raise InputError("evaluate: a finished run was asked, none was found.")
-        roots = [store.root for store in stores]
+        stores = [[run if isinstance(run, Store) else Store(_place(run)) for run in draws] for draws in given]
+        roots = [store.root for draws in stores for store in draws]
         if len(set(roots)) < len(roots):
             twice = next(root for root in roots if roots.count(root) > 1)
             raise InputError(f"{twice} is named twice; a run is held against others.")
-        self.finished = [FinishedRun.open(store) for store in stores]
+        self.draws = [[FinishedRun.open(store) for store in draws] for draws in stores]
+        self.finished = [draws[0] for draws in self.draws]
         self.names = _names(self.finished)
-        self.recipe = self._recipe(stores[0])
+        self.recipe = self._recipe(stores[0][0])
         self.settings = self.recipe.evaluate
         self.seed = self.recipe.seed if self.settings.seed is None else self.settings.seed
-        self.store = Store(_place(self.directory) if self.directory else f"{stores[0].url.rstrip('/')}/evaluation")
+        self.store = Store(_place(self.directory) if self.directory else f"{stores[0][0].url.rstrip('/')}/evaluation")
 
     def _recipe(self, store: Store) -> Recipe:
         written = recipe_of(store).document().get("evaluate") or {}
@@ -181,7 +184,8 @@ class Evaluation:
     def _check_pools(self) -> None:
         """Raise unless all runs are of one pool."""
         first = np.sort(self.finished[0].keys(), axis=0)
-        for name, run in zip(self.names[1:], self.finished[1:], strict=True):
+        others = [(name, run) for name, draws in zip(self.names, self.draws, strict=True) for run in draws]
+        for name, run in others[1:]:
             if not np.array_equal(first, np.sort(run.keys(), axis=0)):
                 raise InputError(
                     f"evaluate: runs of one pool were asked; {name!r} has {run.index.n:,} rows that are no copies, "
@@ -206,7 +210,7 @@ class Evaluation:
     def _grid(self, setting: Setting, coder: Any, held: HeldOut) -> Grid:
         settings, training = self.settings, setting.training
         contenders = [
-            make.of_run(run, name, coder, held.allowed) for run, name in zip(self.finished, self.names, strict=True)
+            make.of_runs(draws, name, coder, held.allowed) for draws, name in zip(self.draws, self.names, strict=True)
         ]
         names = [name for name in settings.baselines if name != "full" or training.epochs > 1]
         notes = []
@@ -218,8 +222,8 @@ class Evaluation:
         grid = Grid({UNTRAINED: "the proxy as it is"} | {c.name: c.about for c in contenders}, notes=notes)
         limit = _limit(setting)
 
-        def lengths(contender: Contender, places: NDArray[np.int64]) -> NDArray[np.int64]:
-            return tokens_of(contender.texts.rows(places), limit)
+        def lengths(contender: Contender, seed: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
+            return tokens_of(contender.rows(seed, places), limit)
 
         def share(contender: Contender, at: Point, seed: int) -> Share:
             if at.tokens is None:
@@ -238,8 +242,13 @@ class Evaluation:
                             f"evaluate: {at.tokens:,} training tokens of each selection were asked, {c.name!r} has "
                             f"{its.tokens:,}; ask for fewer (evaluate.budgets)."
                         )
-                    grid.add(c.name, at, seed, setting, c.texts.rows(its.places), its)
-        sizes = {c.name: c.order(0).size for c in runs}
+                    grid.add(c.name, at, seed, setting, c.rows(seed, its.places), its)
+        sizes = self._sizes(runs)
+        grid.notes += [
+            f"{name}: {len(draws)} draws over {settings.seeds} seeds"
+            for name, draws in zip(self.names, self.draws, strict=True)
+            if 1 < len(draws) != settings.seeds
+        ]
         if len(set(sizes.values())) > 1:
             grid.notes.append(
                 "the runs kept "
@@ -250,9 +259,13 @@ class Evaluation:
             self._tenths(grid, self.recipe.reference(ref, ("evaluate", "validity")), points, setting, held, runs, share)
         return grid
 
+    def _sizes(self, runs: Sequence[Contender]) -> dict[str, int]:
+        """Return how many rows each run has kept; of several draws the fewest."""
+        return {c.name: min(c.order(seed).size for seed in range(len(c.texts))) for c in runs}
+
     def _points(self, runs: Sequence[Contender], lengths: Callable[..., Any]) -> list[Point]:
         """Return what is compared at: each budget in rows at equal rows, tokens or both, one in tokens as it is."""
-        sizes = {c.name: c.order(0).size for c in runs}
+        sizes = self._sizes(runs)
         smallest = min(sizes, key=lambda name: sizes[name])
         asked = self.recipe.evaluation_budgets or [Budget(rows=sizes[smallest])]
         rows = {b.limit(self.finished[0].index.n) for b in asked if b.tokens is None}
@@ -266,7 +279,11 @@ class Evaluation:
             for equal in dict.fromkeys(self.settings.equal):
                 tokens = None
                 if equal == "tokens":
-                    tokens = min(int(lengths(c, c.order(0)[:budget]).sum()) for c in runs)
+                    tokens = min(
+                        int(lengths(c, draw, c.order(draw)[:budget]).sum())
+                        for c in runs
+                        for draw in range(len(c.texts))
+                    )
                 points.append(Point(equal, budget, tokens))
         points += [Point("tokens", None, n) for n in sorted({b.tokens for b in asked if b.tokens is not None})]
         if any(at.tokens == 0 for at in points):
@@ -314,7 +331,7 @@ class Evaluation:
         for seed in seeds:
             for c in tenths:
                 its = share(c, at, seed)
-                grid.add(c.name, at, seed, setting, c.texts.rows(its.places), its)
+                grid.add(c.name, at, seed, setting, c.rows(seed, its.places), its)
 
     # -- the trials --------------------------------------------------------------------------------------------------
 

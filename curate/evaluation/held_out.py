@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from curate.connectors.pool import read
 from curate.evaluation.overlap import overlapping
 from curate.exceptions import CurateError, RunError
 from curate.fingerprint import fingerprint
-from curate.pipelines.api import read
 from curate.pipelines.ledger import FinishedRun
 from curate.recipe import Recipe
 from curate.seeding import rng_for

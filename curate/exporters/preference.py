@@ -153,7 +153,7 @@ class _Pairs:
 
     @cached_property
     def _normaliser(self) -> Normaliser:
-        from curate.connectors.recognise import Recognised
+        from curate.connectors.recognised import Recognised
         from curate.connectors.source import Source
 
         return Normaliser(Source(path="-"), Recognised("messages", {"messages": self._column}))

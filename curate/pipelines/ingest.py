@@ -22,7 +22,7 @@ from curate.pipelines.store import Store
 
 if TYPE_CHECKING:
     from curate.connectors.discover import Slice
-    from curate.connectors.recognise import Recognised
+    from curate.connectors.recognised import Recognised
     from curate.connectors.source import Source
 
 VERSION = 1

@@ -16,7 +16,7 @@ from curate.pipelines.corrected import directories, new_answers, with_answers
 from curate.pipelines.store import Store
 
 if TYPE_CHECKING:
-    from curate.pipelines.api import Pool
+    from curate.connectors.pool import Pool
 
 _SLICE = 4096
 

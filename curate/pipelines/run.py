@@ -53,7 +53,7 @@ from curate.pipelines.store import Store
 from curate.pipelines.worker import Stage, sharing
 
 if TYPE_CHECKING:
-    from curate.connectors.recognise import Recognised
+    from curate.connectors.recognised import Recognised
     from curate.recipe import Recipe
     from curate.recipe_parts import Step
 

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from curate.connectors.pool import read
 from curate.exceptions import CurateError, RunError, StageError
 from curate.fingerprint import fingerprint
-from curate.pipelines.api import read
 from curate.seeding import rng_for
 
 if TYPE_CHECKING:

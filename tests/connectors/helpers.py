@@ -13,7 +13,8 @@ import zstandard
 from curate.connectors.discover import discover
 from curate.connectors.normalise import REASONS
 from curate.connectors.read import ReadBatch, read
-from curate.connectors.recognise import Recognised, recognise
+from curate.connectors.recognise import recognise
+from curate.connectors.recognised import Recognised
 from curate.connectors.source import Source
 from curate.example import EXAMPLE_SCHEMA, REJECTED_SCHEMA, keys
 

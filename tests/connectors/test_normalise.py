@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curate.connectors.normalise import REASONS, Normaliser, RejectedError
-from curate.connectors.recognise import Recognised
+from curate.connectors.recognised import Recognised
 from curate.connectors.source import Source
 from curate.example import MESSAGE_TYPE
 from tests.connectors.helpers import read_all, write

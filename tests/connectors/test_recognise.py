@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from curate.connectors.discover import discover
-from curate.connectors.recognise import Recognised, recognise
+from curate.connectors.recognise import recognise
+from curate.connectors.recognised import Recognised
 from curate.connectors.source import Source
 from curate.exceptions import SchemaError
 from tests.connectors.helpers import read_all, write

@@ -226,8 +226,10 @@ def test_budgets_in_tokens(run: Run, model: str) -> None:
         "equal rows, 12 rows",
         f"equal tokens, {found.comparisons[1].at.tokens} tokens",
         "equal tokens, 300 tokens",
+        "scoring",
+        "of training on everything",
     ]
-    assert {row[0] for row in rows} == {UNTRAINED, "run"} and all(len(row) == 4 for row in rows)
+    assert {row[0] for row in rows} == {UNTRAINED, "run"} and all(len(row) == 6 for row in rows)
     frame = pl.read_parquet(f"{run.store.root}/evaluation/tasks.parquet")
     assert frame["tokens"].drop_nulls().unique().sort().to_list() == sorted({300, found.comparisons[1].at.tokens})
 
@@ -272,3 +274,18 @@ def test_the_board_shows_every_training(run: Run, model: str) -> None:
     watch.done("ours 10 1", {**account, "diverged": "its loss is no number"})
     assert drawn()[1] == "ours ●✕ ··" and "left" in drawn()[4]
     assert drawn(7)[-2] == "2 finished, 0 waiting" or drawn(7)[-2] == "0 finished, 2 waiting"
+
+
+def test_draws_of_one_method_take_turns(run: Run, model: str, tmp_path: Path) -> None:
+    other = made(tmp_path, "other", select=[{"use": "random", "budget": 20, "seed": 5}])
+    settings: dict[str, Any] = {"model": model, "training": TRAINING, "held_out": 6, "generate": False, "seeds": 3}
+    settings |= {"equal": ["rows"], "baselines": ["random"]}
+    both = Evaluation([[run.store, other.store]], str(tmp_path / "both"), settings, "sync", None, True).execute()
+    each = Evaluation([run.store, other.store], str(tmp_path / "each"), settings, "sync", None, True).execute()
+
+    def trials(outcome: Outcome, name: str) -> list[str]:
+        return [t["trial"] for t in outcome.trials if t["selection"] == name]
+
+    assert both.runs == ["run"] and "other" in both.about["run"]
+    assert trials(both, "run") == [trials(each, "run")[0], trials(each, "other")[1], trials(each, "run")[2]]
+    assert "run: 2 draws over 3 seeds" in both.notes
