@@ -143,7 +143,7 @@ SELECTIONS: dict[str, tuple[str, list[dict[str, Any]]]] = {
                 "use": "iterative-kmq",
                 "features": "ngrams",
                 "clusters": 32,
-                "round_rows": 80,
+                "round_rows": 105,
                 "rounds": 3,
                 "evaluate": 0.5,
                 "learner": {

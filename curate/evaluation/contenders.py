@@ -206,7 +206,8 @@ def first_tokens(contender: Contender, seed: int, tokens: int, epochs: int, leng
         more = lengths(contender, seed, order[held : held + _ENCODED_AT_ONCE])
         counts = np.concatenate([counts, more])
         held, total = counts.size, int(counts.sum())
+    if total < wanted and contender.once:  # all of the pool, more than once
+        return Share(order, total, -(-wanted // max(1, total)))
     sums = np.r_[0, np.cumsum(counts)]
     at = int(np.argmin(np.abs(sums - wanted)))
-    own = -(-wanted // max(1, int(sums[at]))) if contender.once and held == order.size else 1
-    return Share(order[:at], int(sums[at]), own if contender.once else epochs)
+    return Share(order[:at], int(sums[at]), 1 if contender.once else epochs)

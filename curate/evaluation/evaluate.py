@@ -237,7 +237,8 @@ class Evaluation:
                 grid.add(UNTRAINED, at, seed, setting, [], Share(_NONE, 0, 1))
                 for c in contenders:
                     its = share(c, at, seed)
-                    if at.rows is None and c.run and its.tokens < ENOUGH * (at.tokens or 0):
+                    whole = c.run and its.places.size == c.order(seed).size
+                    if at.rows is None and whole and its.tokens < ENOUGH * (at.tokens or 0):
                         raise InputError(
                             f"evaluate: {at.tokens:,} training tokens of each selection were asked, {c.name!r} has "
                             f"{its.tokens:,}; ask for fewer (evaluate.budgets)."

@@ -289,3 +289,10 @@ def test_draws_of_one_method_take_turns(run: Run, model: str, tmp_path: Path) ->
     assert both.runs == ["run"] and "other" in both.about["run"]
     assert trials(both, "run") == [trials(each, "run")[0], trials(each, "other")[1], trials(each, "run")[2]]
     assert "run: 2 draws over 3 seeds" in both.notes
+
+
+def test_all_of_the_pool_at_equal_tokens_makes_equal_steps(run: Run, model: str) -> None:
+    found = evaluated(run, model=model, baselines=["full"], equal=["tokens"], seeds=4)
+    tokens = {(t["selection"], t["seed"]): t["tokens"] for t in found.trials}
+    for seed in range(4):  # no second epoch for what is missing to a row
+        assert abs(tokens["full", seed] - tokens["run", seed]) <= 40
