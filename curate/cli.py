@@ -314,8 +314,19 @@ def evaluate(
         changes["seeds"] = seeds
     methods = [draws if len(draws := run.split(",")) > 1 else run for run in runs]
     outcome = Evaluation(methods, out, changes, scheduler, workers, quiet).execute()
-    print(tables.markdown(outcome), end="")
-    print(f"\nkept in {outcome.place}  (trials, tables, evidence.md)")
+    _show(tables.markdown(outcome, brief=len(outcome.comparisons) > 2))
+    print(f"\nevidence   {outcome.place}/evidence.md  (every table; report.html draws them)")
+
+
+def _show(page: str) -> None:
+    """Print a page of Markdown; on a terminal, as it is meant to look."""
+    if not sys.stdout.isatty():
+        print(page, end="")
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    Console().print(Markdown(page))
 
 
 @app.command()

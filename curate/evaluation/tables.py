@@ -96,8 +96,8 @@ def _at(at: Point) -> list[pl.Expr]:
     ]
 
 
-def markdown(outcome: Outcome) -> str:
-    """Return all of it as a page."""
+def markdown(outcome: Outcome, *, brief: bool = False) -> str:
+    """Return all of it as a page; in brief, without the tables of each comparison."""
     tasks = ", ".join(f"{a['task']} {a['measured']}" for a in outcome.held_out.account)
     lines = [
         f"# Evaluation of {', '.join(outcome.runs)}",
@@ -110,7 +110,7 @@ def markdown(outcome: Outcome) -> str:
     lines += ["", "## Verdicts", "", *(f"- {line}." for line in headlines(outcome))]
     lines += [f"- {note}." for note in outcome.notes]
     lines += ["", *_table(*overview(outcome)), "", "▲ better, ▼ worse, over all tasks together."]
-    for c in outcome.comparisons:
+    for c in () if brief else outcome.comparisons:
         lines += ["", f"## {c.at.title}", "", verdicts.markdown(c.evidence, sentences=len(said(outcome)) > MANY)]
     if outcome.validities:
         lines += ["", "## Does training follow the score?", ""]

@@ -146,10 +146,15 @@ class Evidence:
     missing: tuple[tuple[str, int], ...]
     """Runs without a single result: selection and seed (its place)."""
     notes: tuple[str, ...]
-    """What was left out, in words."""
+    """What was left out, or tells nothing, in words."""
 
     def place(self, selection: str) -> int:
         return _place(selection, self.selections, "selections")
+
+    @property
+    def places(self) -> list[int]:
+        """Of each baseline its place among the selections."""
+        return [self.selections.index(name) for name in self.baselines]
 
     def baseline(self, name: str) -> int:
         return _place(name, self.baselines, "baselines")
@@ -207,8 +212,14 @@ def evidence(
         forgetting_half,
         results.nll.shape[1],
         missing,
-        _notes(names, tasks, results, loss, missing),
+        (*_notes(names, tasks, results, loss, missing), *_none_right(accuracy)),
     )
+
+
+def _none_right(accuracy: Compared | None) -> tuple[str, ...]:
+    if accuracy is None or np.nansum(accuracy.mean) > 0:
+        return ()
+    return ("no selection has a single right answer: accuracy tells nothing here",)
 
 
 def _compared(measure: Any, results: Results, against: Sequence[int], values: Floats, weights: Floats) -> Compared:

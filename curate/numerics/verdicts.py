@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from curate.numerics.evidence import Compared, Evidence
 from curate.numerics.paired import LEVEL
 
@@ -41,7 +43,7 @@ def verdict(found: Evidence, selection: str, baseline: str | None = None) -> str
     if selection == found.baselines[k]:
         return "the baseline itself"
     said = [] if found.accuracy and not found.loss.examples.any() else [_sentence(found, found.loss, s, k)]
-    if found.accuracy and found.accuracy.compared[s, k].any():
+    if found.accuracy and found.accuracy.compared[s, k].any() and (_any_right(found, s, found.places[k]) or not said):
         said.append(f"accuracy: {_sentence(found, found.accuracy, s, k)}")
     return "; ".join(said) or f"no verdict: no answer is verified for both it and {found.baselines[k]}"
 
@@ -97,6 +99,12 @@ def task_words(of: Compared, s: int, k: int) -> list[str | None]:
     level = LEVEL if of.p[s, k, -1] <= LEVEL else ALONE
     tasks = zip(of.gain[s, k, :-1], of.p_holm[s, k], strict=True)
     return [None if math.isnan(p) else _word(gain, p, level) for gain, p in tasks]
+
+
+def _any_right(found: Evidence, *selections: int) -> bool:
+    """Whether any answer of these selections is right."""
+    assert found.accuracy is not None
+    return bool(np.nansum(found.accuracy.mean[list(selections), :-1]) > 0)
 
 
 def _word(gain: float, p: float, level: float = LEVEL) -> str:
@@ -231,7 +239,7 @@ def markdown(found: Evidence, baseline: str | None = None, *, sentences: bool = 
         ("cells won", lambda s: "–" if math.isnan(loss.won[s, k]) else f"{loss.won[s, k]:.0%}"),
         ("worst task", lambda s: _worst(found, s, k)),
     ]
-    if right is not None:
+    if right is not None and _any_right(found, *range(len(found.selections))):
         columns += [
             ("accuracy", lambda s: "–" if math.isnan(right.mean[s, -1]) else f"{right.mean[s, -1]:.1%}"),
             ("its gain, points", lambda s: _plus_minus(right, right.gain[s, k, -1], right.half[s, k, -1], unit=False)),

@@ -389,3 +389,18 @@ def test_names_that_are_not_there() -> None:
         verdict(found, "random", "less")
     with pytest.raises(InputError, match="'moon' was asked, which is none of the selections"):
         verdict(found, "moon")
+
+
+def test_where_no_answer_is_right_accuracy_is_not_told() -> None:
+    rng = np.random.default_rng(0)
+    task, tokens = np.repeat([0, 1], 10), np.full(20, 10.0)
+    nll = rng.normal(20, 1, size=(3, 3, 20))
+    correct = np.zeros((3, 3, 20))
+    names = ["random", "a", "b"]
+    none = evidence(Results(names, ["x", "y"], task, tokens, nll, correct), baselines=["random"])
+    assert none.notes[-1] == "no selection has a single right answer: accuracy tells nothing here"
+    assert "accuracy" not in verdict(none, "a") and "| accuracy" not in markdown(none)
+    correct[2, 0, 3] = 1
+    one = evidence(Results(names, ["x", "y"], task, tokens, nll, correct), baselines=["random"])
+    assert "accuracy" not in verdict(one, "a") and "accuracy" in verdict(one, "b") and "| accuracy" in markdown(one)
+    assert not any("right answer" in note for note in one.notes)
