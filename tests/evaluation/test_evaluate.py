@@ -296,3 +296,40 @@ def test_all_of_the_pool_at_equal_tokens_makes_equal_steps(run: Run, model: str)
     tokens = {(t["selection"], t["seed"]): t["tokens"] for t in found.trials}
     for seed in range(4):  # no second epoch for what is missing to a row
         assert abs(tokens["full", seed] - tokens["run", seed]) <= 40
+
+
+def test_from_the_command_line(run: Run, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from curate.cli import main
+
+    other = made(tmp_path, "other", select=[{"use": "random", "budget": 24, "seed": 5}])
+    options = [
+        "--model",
+        model,
+        "--scheduler",
+        "sync",
+        "--seeds",
+        "2",
+        "--set",
+        "held_out=4",
+        "--set",
+        "generate=false",
+    ]
+    options += ["--set", "training.rate=3e-3", "--set", "baselines=[random]", "--out", str(tmp_path / "out")]
+
+    def said(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as code:
+            main(["evaluate", *arguments, *options])
+        return code.value.code, *capsys.readouterr()  # type: ignore[return-value]
+
+    code, out, err = said(f"{run.store.root},{other.store.root}", "--budgets", "8,100 tokens")
+    assert code == 0, err
+    assert "- run, 8 rows of each: " in out and "| gain on random, nats per token | equal rows, 8 rows |" in out
+    assert "## 8 rows of each" not in out  # three comparisons: in brief
+    assert f"evidence   {tmp_path}/out/evidence.md" in out and "trainings: " in err
+    assert "## 8 rows of each" in (tmp_path / "out" / "evidence.md").read_text()
+    code, out, err = said(str(run.store.root), "--budgets", "8", "-q")
+    assert code == 0 and "## 8 rows of each" in out and not err
+    code, out, err = said(str(run.store.root), "--budgets", "eight")
+    assert code == 2 and "evaluate.budgets: a count was asked, 'eight' was found" in err
+    code, out, err = said(str(tmp_path / "nothing"))
+    assert code and "nothing" in err
