@@ -51,6 +51,7 @@ def evaluated(folder: Path, args: argparse.Namespace, select: list[dict[str, Any
         "budgets": [args.rows],
         "seeds": args.seeds,
         "baselines": ["random"],
+        "equal": ["tokens"],
         "targets": {"sets": {path.stem: {"path": str(path)} for path in sorted(args.targets.glob("*.jsonl"))}},
         "generate": False,
     }
@@ -70,18 +71,17 @@ def write_targets(folder: Path, rows: Any, most: int) -> None:
 
 
 def told(outcome: Any) -> dict[str, Any]:
-    out = {}
-    for c in outcome.comparisons:
-        s, k = c.evidence.place("chosen"), c.evidence.baseline("random")
-        loss = c.evidence.loss
-        out[c.at.equal] = {
-            "gain": float(loss.gain[s, k, -1]),
-            "half": float(loss.half[s, k, -1]),
-            "p": float(loss.p[s, k, -1]),
-            "rows": c.shares["chosen"][0],
-            "rows of random": c.shares["random"][0],
-        }
-    return out
+    (c,) = outcome.comparisons
+    s, k = c.evidence.place("chosen"), c.evidence.baseline("random")
+    loss = c.evidence.loss
+    return {
+        "tokens": c.at.tokens,
+        "gain": float(loss.gain[s, k, -1]),
+        "half": float(loss.half[s, k, -1]),
+        "p": float(loss.p[s, k, -1]),
+        "rows": c.shares["chosen"][0],
+        "rows of random": c.shares["random"][0],
+    }
 
 
 def conversations(pool: Any) -> list[list[dict[str, Any]]]:
@@ -91,11 +91,11 @@ def conversations(pool: Any) -> list[list[dict[str, Any]]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / "examples/model"))
-    parser.add_argument("--rows", type=int, default=100)
+    parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--pool", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--held-out", type=int, default=30)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--held-out", type=int, default=20)
     parser.add_argument("--draws", type=int, default=24, help="of the null test: twice the seeds, or more")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=HERE / "planted.json")
@@ -140,8 +140,7 @@ def main() -> None:
         write(folder, [{"messages": m, "source": s} for m, s in zip(conversations(pool), sources, strict=True)])
         seeds, args.seeds = args.seeds, args.draws
         found = evaluated(folder, args, [{"use": "random", "budget": args.rows}], {})
-        c = next(c for c in found.comparisons if c.at.equal == "rows")
-        result["null"] = null(found, c, seeds)
+        result["null"] = null(found, found.comparisons[0], seeds)
     print("null", result["null"], flush=True)
     result["seconds"] = round(time.perf_counter() - began, 1)
     args.out.write_text(json.dumps(result, indent=1) + "\n")
@@ -152,7 +151,7 @@ def null(outcome: Any, comparison: Any, seeds: int) -> dict[str, Any]:
     from curate.pipelines.store import Store
 
     store, tasks = Store(outcome.place), list(comparison.evidence.tasks)
-    trials = [t["trial"] for t in outcome.trials if t["selection"] == "random" and t["equal"] == "rows"]
+    trials = [t["trial"] for t in outcome.trials if t["selection"] == "random"]
     tables = [store.read_table("trials", f"{key}.parquet") for key in trials]
     nll = np.array([t.column("nll").to_numpy() for t in tables])
     task = np.array([tasks.index(name) for name in tables[0].column("task").to_pylist()])

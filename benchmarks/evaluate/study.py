@@ -36,7 +36,7 @@ from curate.seeding import rng_for
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 MODEL = str(ROOT / "examples/model")
-SHOWN, MEASURED = 20, 12
+SHOWN, MEASURED = 20, 8
 """Rows of a task that selections may see, and others that proxies are measured on."""
 CHARS = 3000
 """Longest conversation, of the pool and of targets."""
@@ -221,7 +221,7 @@ def split_targets(folder: Path, out: Path) -> tuple[dict[str, dict[str, Any]], d
             continue
         task = file.stem
         order = rng_for(0, "study", task).permutation(answered.height)
-        parts = {"shown": order[:SHOWN], "measured": order[SHOWN : SHOWN + 4 * MEASURED]}
+        parts = {"shown": order[:SHOWN], "measured": order[SHOWN : SHOWN + 48]}
         for name, its in parts.items():
             (out / name).mkdir(parents=True, exist_ok=True)
             path = out / name / f"{task}.parquet"

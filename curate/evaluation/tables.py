@@ -150,12 +150,11 @@ def page(outcome: Outcome) -> str:
     from curate.report.evaluation import sections
     from curate.report.page import render
 
-    about = f"The proxy {outcome.model}, trained on each selection. {DEMONSTRATION if outcome.demonstration else ''}"
+    about = f"Proxy: {outcome.model}, trained on each selection. {DEMONSTRATION if outcome.demonstration else ''}"
     made = f"Made by curate {__version__}. This file holds all that it shows."
-    heads = [c.at.title for c in outcome.comparisons]
     rows = outcome.held_out.examples.num_rows
     summary = f"{len(outcome.trials):,} trainings, each measured on {rows:,} held-out rows."
-    parts = sections(outcome, headlines(outcome), overview(outcome), heads, about)
+    parts = sections(outcome, headlines(outcome), overview(outcome), about)
     return render(f"Evaluation of {', '.join(outcome.runs)}", summary, parts, made=made, problems=[])
 
 

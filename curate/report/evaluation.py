@@ -15,7 +15,6 @@ from curate.report.text import number
 
 if TYPE_CHECKING:
     from curate.evaluation.evaluate import Comparison, Outcome
-    from curate.numerics.evidence import Evidence
 
 
 _LINES = 8
@@ -26,7 +25,6 @@ def sections(
     outcome: Outcome,
     said: Sequence[str],
     overview: tuple[Sequence[str], Sequence[Sequence[str]]],
-    titles: Sequence[str],
     about: str,
 ) -> list[Section]:
     """Return the page of an evaluation.
@@ -35,14 +33,13 @@ def sections(
     ----------
     said : the verdicts, in sentences.
     overview : heads and rows of a table of all comparisons.
-    titles : of each comparison: what was made equal.
     about : what is to be said of the proxy.
     """
     first: list[Block] = [Text(about), *(Text(f"{line}.") for line in (*said, *outcome.notes))]
     first.append(Table("A selection a row, best first; ▲ better, ▼ worse, over all tasks together", *overview))
     made = [Section("Verdicts", first)]
-    for comparison, title in zip(outcome.comparisons, titles, strict=True):
-        made.append(Section(f"Equal {comparison.at.equal}: {title}", _comparison(comparison)))
+    for c in outcome.comparisons:
+        made.append(Section(f"Equal {c.at.equal}: {c.at.amount}", [Text(f"{c.at.title}."), *_comparison(c)]))
     curves = [_curve(outcome, equal) for equal in dict.fromkeys(c.at.equal for c in outcome.comparisons)]
     if drawn := [curve for curve in curves if curve is not None]:
         made.append(Section("Over budgets", drawn))
@@ -80,27 +77,48 @@ def _comparison(comparison: Comparison) -> list[Block]:
             ]
         )
     head = ["selection", "rows", "tokens", "loss", "sd", f"gain on {found.baselines[0]}", "±", "p", "cells won"]
-    table = Table("A selection a row", [*head, "right answers", "forgetting"], rows)
-    out: list[Block] = [table]
-    for baseline in found.baselines:
-        if (chart := _gains(found, baseline)) is not None:
-            out.append(chart)
-    return [*out, _tasks(found), *(Text(f"{note}.") for note in found.notes)]
+    columns = [*head, "right answers", "forgetting"]
+    # Best first; without a column that says nothing.
+    rows.sort(key=lambda row: math.inf if row[3] is None else row[3])
+    told = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    table = Table(
+        f"A selection a row: {comparison.at.amount}",
+        [columns[i] for i in told],
+        [[row[i] for i in told] for row in rows],
+    )
+    chart = _gains(comparison, [name for name, share in comparison.shares.items() if not share[0]])
+    drawn: list[Block] = [] if chart is None else [chart]
+    return [table, *drawn, _against(comparison), _tasks(comparison), *(Text(f"{note}.") for note in found.notes)]
 
 
-def _gains(found: Evidence, baseline: str) -> Chart | None:
-    """Return the gain of each selection on a baseline, over all tasks, with its 95% interval."""
-    k = found.baseline(baseline)
+def _against(comparison: Comparison) -> Table:
+    """Return the gain over all tasks on each baseline."""
+    found = comparison.evidence
+    rows: list[Any] = []
+    for name in found.selections:
+        rows.append([name, *(verdicts.short(found, name, baseline) for baseline in found.baselines)])
+    caption = f"Gain on each baseline, nats per token, {comparison.at.amount}; ▲ better, ▼ worse over all tasks"
+    return Table(caption, ["selection", *found.baselines], rows, folded=True)
+
+
+def _gains(comparison: Comparison, without: Sequence[str]) -> Chart | None:
+    """Return the gain of each selection on the first baseline, over all tasks, with its 95% interval.
+
+    ``without`` are those that would stretch the scale: the untrained model lies far from all others.
+    """
+    found = comparison.evidence
+    k, baseline = found.baseline(found.baselines[0]), found.baselines[0]
     rows: list[Any] = []
     for s, name in enumerate(found.selections):
         gain, half = float(found.loss.gain[s, k, -1]), float(found.loss.half[s, k, -1])
-        if name == baseline or math.isnan(gain):
+        if name == baseline or name in without or math.isnan(gain):
             continue
         half = 0.0 if math.isnan(half) else half
         tip = f"{name}: {number(gain)} ± {number(half)} nats per token"
         rows.append({"name": name, "gain": gain, "low": gain - half, "high": gain + half, "tip": tip})
     if not rows:
         return None
+    rows.sort(key=lambda row: -row["gain"])
     names = [row["name"] for row in rows]
     y = {"field": "name", "type": "nominal", "sort": names, "title": None, "axis": {"ticks": False, "domain": False}}
     title, tip_of = "nats per token; right of 0 is better", {"description": {"field": "tip"}}
@@ -114,12 +132,16 @@ def _gains(found: Evidence, baseline: str) -> Chart | None:
     point = {"mark": {"type": "point", "filled": True, "size": 60}, "encoding": {"y": y, "x": x("gain"), **tip_of}}
     spec = {"data": values(rows), "height": {"step": 24}, "layer": [zero, rule, point]}
     alt = f"Gain of {len(rows)} selections on {baseline}, with 95% intervals."
-    table = Table(f"Gain on {baseline}", ["selection", "gain", "low", "high"], [list(r.values())[:4] for r in rows])
+    cells = [[row["name"], row["gain"], row["low"], row["high"]] for row in rows]
+    table = Table(
+        f"Gain on {baseline}, {comparison.at.amount}", ["selection", "gain", "low", "high"], cells, folded=True
+    )
     return Chart(f"Gain on {baseline}, mean over tasks", spec, alt, table)
 
 
-def _tasks(found: Evidence) -> Table:
+def _tasks(comparison: Comparison) -> Table:
     """Return the gain on the first baseline by task; ▲ and ▼ where it is better or worse."""
+    found = comparison.evidence
     k = found.baseline(found.baselines[0])
     rows: list[list[Any]] = []
     for s, name in enumerate(found.selections):
@@ -130,25 +152,28 @@ def _tasks(found: Evidence) -> Table:
             mark = {"better": " ▲", "worse": " ▼"}.get(words[t] or "", "")
             cells.append(None if math.isnan(gain) else f"{number(gain)}{mark}")
         rows.append(cells)
-    caption = f"Gain on {found.baselines[0]} by task, nats per token"
+    caption = f"Gain on {found.baselines[0]} by task, nats per token, {comparison.at.amount}"
     return Table(caption, ["selection", *found.tasks], rows, folded=True)
 
 
 def _curve(outcome: Outcome, equal: str) -> Chart | None:
     """Return the loss over budgets, a line a selection; None for one budget.
 
-    Of more selections than there are colours: the baselines, and the best and the worst at the largest budget.
+    Of more selections than there are colours: the baselines, and the best and the worst at the largest budget.  Without
+    the untrained model, which lies far from all others.
     """
     its = [c for c in outcome.comparisons if c.at.equal == equal]
     if len(its) < 2:
         return None
     last = its[-1].evidence
-    names = [name for name in last.selections if name not in last.baselines]
-    left = _LINES - len(last.baselines)
+    trained = [name for name in last.selections if its[-1].shares[name][0]]
+    baselines = [name for name in trained if name in last.baselines]
+    names = [name for name in trained if name not in baselines]
+    left = _LINES - len(baselines)
     if len(names) > left:
         names.sort(key=lambda name: float(np.nan_to_num(last.loss.mean[last.place(name), -1], nan=np.inf)))
         names = names[: left - left // 2] + names[len(names) - left // 2 :]
-    names = [name for name in last.selections if name in {*names, *last.baselines}]
+    names = [name for name in trained if name in {*names, *baselines}]
     rows: list[Any] = []
     for c in its:
         amount = c.at.rows if c.at.tokens is None else c.at.tokens
@@ -175,8 +200,9 @@ def _curve(outcome: Outcome, equal: str) -> Chart | None:
         {"mark": {"type": "point", "filled": True}, "encoding": points},
     ]
     spec = {"data": values(drawn), "height": 240, "layer": layer}
-    table = Table("Loss by budget", ["selection", unit, "loss"], [[r["name"], r["budget"], r["loss"]] for r in rows])
-    alt = f"Loss of {len(names)} selections over budgets."
+    cells = [[r["name"], r["budget"], r["loss"]] for r in rows]
+    table = Table(f"Loss by budget, equal {equal}", ["selection", unit, "loss"], cells, folded=True)
+    alt = f"Loss of {len(names)} selections over budgets; the untrained model is in the numbers alone."
     return Chart(f"Loss over budgets, equal {equal}", spec, alt, table, wide=True)
 
 

@@ -49,6 +49,18 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(write_page(compare([folder / "one", folder / "two"]), folder / "page.html"))
 
 
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from curate.evaluation import tables
+    from curate.evaluation.grid import Point
+    from tests.evaluation.outcomes import made_up
+
+    points = [Point("rows", 100), Point("rows", 400), Point("tokens", 100, 23_456), Point("tokens", None, 200_000)]
+    path = tmp_path_factory.mktemp("evaluated") / "report.html"
+    path.write_text(tables.page(made_up(9, points)), encoding="utf-8")
+    return path
+
+
 def test_no_row_runs_anything_or_loads_anything(nasty_run: Path, open_page: Open) -> None:
     page = open_page(nasty_run / "report.html")
     for mark in page.locator(".plot [data-tip]").all()[:60]:
@@ -116,11 +128,12 @@ def test_no_labels_of_a_plot_overlap(nasty_run: Path, open_page: Open, width: in
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
-@pytest.mark.parametrize("which", ["report", "comparison"])
+@pytest.mark.parametrize("which", ["report", "comparison", "evaluation"])
 def test_axe_finds_nothing(
-    nasty_run: Path, comparison: Path, open_page: Open, which: str, width: int, scheme: str
+    nasty_run: Path, comparison: Path, evaluation: Path, open_page: Open, which: str, width: int, scheme: str
 ) -> None:
-    page = open_page(nasty_run / "report.html" if which == "report" else comparison, width, scheme)
+    pages = {"report": nasty_run / "report.html", "comparison": comparison, "evaluation": evaluation}
+    page = open_page(pages[which], width, scheme)
     for details in page.locator("main > section:not(#rows-and-reasons) details").all()[:6]:
         details.evaluate("d => { d.open = true; }")
     page.evaluate(files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8"))
@@ -235,3 +248,17 @@ def test_a_comparison_is_a_page_of_the_same_kind(comparison: Path, open_page: Op
     page.locator("select[name=stage]").select_option("two")
     shown = [row for row in page.locator("ol.rows > li").all() if row.is_visible()]
     assert shown and all(row.get_attribute("data-stage") == "two" for row in shown)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_an_evaluation_fits_and_each_of_its_plots_is_drawn(evaluation: Path, open_page: Open, width: int) -> None:
+    page = open_page(evaluation, width)
+    assert page.locator("figure.chart").count() == 4 + 2  # gains of each comparison, and two curves
+    for figure in page.locator("figure.chart").all():
+        (shown,) = [plot for plot in figure.locator(".plot").all() if plot.is_visible()]
+        box = shown.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= width
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("main details").first.is_visible()
+    page.locator("main details summary", has_text="Gain on each baseline").first.click()
+    assert page.locator("details[open] table").first.is_visible()
