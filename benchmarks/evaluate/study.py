@@ -390,7 +390,7 @@ def main() -> None:
     parser.add_argument("--work")
     parser.add_argument("--pages", action="store_true", help="only put what --out holds into the pages")
     parser.add_argument("--rows", type=int, default=2000, help="the first rows of the pool")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[8_000, 16_000, 32_000])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[8_000, 16_000, 24_000])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--only", nargs="+", help="these selections alone")

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,30 +23,22 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from curate import models
-from curate.budget import Budget
-from curate.evaluation import contenders as make
 from curate.evaluation import costs, tables
-from curate.evaluation.contenders import Contender, Share
+from curate.evaluation.design import UNTRAINED, Design
 from curate.evaluation.grid import Grid, Point, Wanted
 from curate.evaluation.held_out import HeldOut, hold_out
 from curate.evaluation.trial import Setting, trial, write_rows
 from curate.evaluation.watch import Watch
 from curate.exceptions import InputError, ModelError
 from curate.models.measure import Asking
-from curate.models.proxy import Training, tokens_of
+from curate.models.proxy import Training
 from curate.numerics.evidence import Evidence, Results, evidence
 from curate.numerics.validity import Validity, validity
 from curate.pipelines.executor import Executor, Task, executor, usable_cores
-from curate.pipelines.ledger import FinishedRun, recipe_of, score_of
+from curate.pipelines.ledger import FinishedRun, recipe_of
 from curate.pipelines.progress import Progress
 from curate.pipelines.store import Store
 from curate.recipe import Recipe
-from curate.seeding import rng_for
-
-UNTRAINED = "zero-shot"
-TENTHS = 10
-ENOUGH = 0.95
-"""Share of the tokens asked that a run must hold: one with a budget in tokens ends up to a row below it."""
 
 
 @dataclass(frozen=True)
@@ -168,8 +160,9 @@ class Evaluation:
                     asking=asking,
                     examples=held.digest,
                 )
-                grid = self._grid(setting, coder, held)
-                missing = [key for key in grid.rows if not self.store.exists("trials", f"{key}.json")]
+                grid = Design(self.recipe, self.draws, self.names, self.seed, setting, coder, held).grid()
+                there = set(self.store.list("trials"))
+                missing = [key for key in grid.rows if f"{key}.json" not in there]
                 if missing:
                     work = executor(self.scheduler, self.workers, self.recipe.execution.gpus)
                 accounts = self._carry_out(work, setting, grid, missing, progress)
@@ -205,135 +198,6 @@ class Evaluation:
             )
             raise ModelError(f"{reason}{beside}")
 
-    # -- the grid ----------------------------------------------------------------------------------------------------
-
-    def _grid(self, setting: Setting, coder: Any, held: HeldOut) -> Grid:
-        settings, training = self.settings, setting.training
-        contenders = [
-            make.of_runs(draws, name, coder, held.allowed) for draws, name in zip(self.draws, self.names, strict=True)
-        ]
-        names = [name for name in settings.baselines if name != "full" or training.epochs > 1]
-        notes = []
-        if len(names) < len(settings.baselines):
-            notes.append("no baseline 'full': in one epoch it is a uniform draw, as 'random' is; ask for more epochs")
-        for name in set(names) & set(self.names):
-            raise InputError(f"evaluate: a run is called {name!r}, which is a baseline's name; rename its directory.")
-        contenders += make.baselines(self.finished[0], names, coder, held.allowed, self.seed)
-        grid = Grid({UNTRAINED: "the proxy as it is"} | {c.name: c.about for c in contenders}, notes=notes)
-        limit = _limit(setting)
-
-        def lengths(contender: Contender, seed: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
-            return tokens_of(contender.rows(seed, places), limit)
-
-        def share(contender: Contender, at: Point, seed: int) -> Share:
-            if at.tokens is None:
-                return make.first_rows(contender, seed, at.rows or 0, training.epochs, lengths)
-            return make.first_tokens(contender, seed, at.tokens, training.epochs, lengths)
-
-        runs = [c for c in contenders if c.run]
-        points = self._points(runs, lengths)
-        for at in points:
-            for seed in range(settings.seeds):
-                grid.add(UNTRAINED, at, seed, setting, [], Share(_NONE, 0, 1))
-                for c in contenders:
-                    its = share(c, at, seed)
-                    whole = c.run and its.places.size == c.order(seed).size
-                    if at.rows is None and whole and its.tokens < ENOUGH * (at.tokens or 0):
-                        raise InputError(
-                            f"evaluate: {at.tokens:,} training tokens of each selection were asked, {c.name!r} has "
-                            f"{its.tokens:,}; ask for fewer (evaluate.budgets)."
-                        )
-                    grid.add(c.name, at, seed, setting, c.rows(seed, its.places), its)
-        sizes = self._sizes(runs)
-        grid.notes += [
-            f"{name}: {len(draws)} draws over {settings.seeds} seeds"
-            for name, draws in zip(self.names, self.draws, strict=True)
-            if 1 < len(draws) != settings.seeds
-        ]
-        if len(set(sizes.values())) > 1:
-            grid.notes.append(
-                "the runs kept "
-                + ", ".join(f"{n:,} ({name})" for name, n in sizes.items())
-                + "; of each the first rows of its choice are compared, as many as are equal"
-            )
-        for ref in settings.validity:
-            self._tenths(grid, self.recipe.reference(ref, ("evaluate", "validity")), points, setting, held, runs, share)
-        return grid
-
-    def _sizes(self, runs: Sequence[Contender]) -> dict[str, int]:
-        """Return how many rows each run has kept; of several draws the fewest."""
-        return {c.name: min(c.order(seed).size for seed in range(len(c.texts))) for c in runs}
-
-    def _points(self, runs: Sequence[Contender], lengths: Callable[..., Any]) -> list[Point]:
-        """Return what is compared at: each budget in rows at equal rows, tokens or both, one in tokens as it is."""
-        sizes = self._sizes(runs)
-        smallest = min(sizes, key=lambda name: sizes[name])
-        asked = self.recipe.evaluation_budgets or [Budget(rows=sizes[smallest])]
-        rows = {b.limit(self.finished[0].index.n) for b in asked if b.tokens is None}
-        points: list[Point] = []
-        for budget in sorted(n for n in rows if n is not None):
-            if not 0 < budget <= sizes[smallest]:
-                raise InputError(
-                    f"evaluate: {budget:,} rows of each selection were asked, {smallest!r} has {sizes[smallest]:,}; "
-                    f"ask for {'more' if budget == 0 else 'fewer'} (evaluate.budgets)."
-                )
-            for equal in dict.fromkeys(self.settings.equal):
-                tokens = None
-                if equal == "tokens":
-                    tokens = min(
-                        int(lengths(c, draw, c.order(draw)[:budget]).sum())
-                        for c in runs
-                        for draw in range(len(c.texts))
-                    )
-                points.append(Point(equal, budget, tokens))
-        points += [Point("tokens", None, n) for n in sorted({b.tokens for b in asked if b.tokens is not None})]
-        if any(at.tokens == 0 for at in points):
-            raise InputError("evaluate: 0 training tokens of each selection were asked; ask for more.")
-        return points
-
-    def _tenths(
-        self,
-        grid: Grid,
-        score: str,
-        points: Sequence[Point],
-        setting: Setting,
-        held: HeldOut,
-        runs: Sequence[Contender],
-        share: Callable[[Contender, Point, int], Share],
-    ) -> None:
-        """Add trainings on rows of each tenth of the pool, in the order of a score, at the smallest budget.
-
-        In tokens where tokens are equal anywhere: a score that goes with length would else be held for one that tells
-        good rows.
-        """
-        values, better = score_of(self.finished[0], self.recipe, score)
-        if better is None:
-            raise InputError(f"evaluate: {score!r} has no better direction; the validity of a score needs one.")
-        able = np.flatnonzero(held.allowed & ~np.isnan(values))
-        if able.size < TENTHS:
-            raise InputError(f"evaluate: {able.size} rows have the score {score!r}; {TENTHS} at least were asked.")
-        order = able[np.argsort(-values[able] if better else values[able], kind="stable")]
-
-        def drawn(i: int, group: NDArray[np.int64]) -> Contender:
-            def of(seed: int) -> NDArray[np.int64]:
-                return rng_for(self.seed, "evaluate", "validity", score, seed, i).permutation(group)
-
-            return Contender(f"{score} #{i + 1}", f"tenth {i + 1} of {score}", of, runs[0].texts)
-
-        tenths = [drawn(i, group) for i, group in enumerate(np.array_split(order, TENTHS))]
-        in_tokens = [at.tokens for at in points if at.tokens is not None]
-        seeds = range(self.settings.seeds)
-        if in_tokens:
-            at = Point("tokens", None, min(in_tokens), score)
-            least = min(share(c, at, seed).tokens for c in tenths for seed in seeds)
-            at = replace(at, tokens=min(least, min(in_tokens)))
-        else:
-            at = Point("rows", min(*(at.rows or 0 for at in points), able.size // TENTHS, able.size), None, score)
-        for seed in seeds:
-            for c in tenths:
-                its = share(c, at, seed)
-                grid.add(c.name, at, seed, setting, c.rows(seed, its.places), its)
-
     # -- the trials --------------------------------------------------------------------------------------------------
 
     def _carry_out(
@@ -341,7 +205,7 @@ class Evaluation:
     ) -> dict[str, dict[str, Any]]:
         """Carry out the trials that are not there; return what is known of each."""
         there = self.store.read_jsons("trials")
-        accounts = {key: there[key] for key in grid.rows if key not in set(missing)}
+        accounts = {key: there[key] for key in grid.rows.keys() - set(missing)}
         watch = Watch(progress, grid, accounts)
         of = {w.key: w for w in reversed(grid.wanted)}
 
@@ -425,9 +289,6 @@ class Evaluation:
         )
 
 
-_NONE = np.empty(0, dtype=np.int64)
-
-
 def losses(found: Results) -> NDArray[np.float64]:
     """Return the loss per token of each selection and seed, the mean over tasks, (S, R); NaN without a result."""
     out = []
@@ -439,11 +300,6 @@ def losses(found: Results) -> NDArray[np.float64]:
             out.append(np.where(there, found.nll[..., its], 0).sum(axis=-1) / tokens)
     mean = np.nanmean(out, axis=0) if out else np.full(found.nll.shape[:2], np.nan)
     return np.asarray(mean)
-
-
-def _limit(setting: Setting) -> int | None:
-    known = [n for n in (setting.training.max_tokens, models.context(setting.model)) if n is not None]
-    return min(known, default=None)
 
 
 def _small(accounts: Mapping[str, Mapping[str, Any]]) -> bool:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from curate.evaluation.evaluate import UNTRAINED, Comparison, Outcome
+from curate.evaluation.design import UNTRAINED
+from curate.evaluation.evaluate import Comparison, Outcome
 from curate.evaluation.grid import Point
 from curate.evaluation.held_out import HeldOut
 from curate.numerics.evidence import Results, evidence

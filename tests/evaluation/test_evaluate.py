@@ -13,7 +13,8 @@ import pytest
 
 from curate.evaluation import tables
 from curate.evaluation.contenders import Share
-from curate.evaluation.evaluate import UNTRAINED, Evaluation, Outcome
+from curate.evaluation.design import UNTRAINED
+from curate.evaluation.evaluate import Evaluation, Outcome
 from curate.evaluation.grid import Wanted
 from curate.exceptions import InputError, ModelError, RunDirectoryError
 from curate.pipelines.run import Run
