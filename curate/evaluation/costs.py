@@ -1,9 +1,11 @@
 """What a selection has cost, beside what training on everything would cost: selection-to-tuning ratio.
 
-Seconds are the stages' own work, over all workers, as the run's manifest tells them; tokens those that models read or
-wrote.  Operations are estimates: 2 N a token of a forward pass, and 6 N of a training step, for a model of N parameters
-whose weights lie in a folder; unknown for others.  Training on everything: the tokens of all the pool, in as many
-epochs, at the speed and the operations of the trials.
+Seconds are those of fitting (a warm-up, say), of scoring, over all workers, and of selecting and writing, as the run's
+manifest tells them.  Tokens are those that models read or wrote; a score of one pass counts what it scored, so the
+pool's rows at their mean length are taken where that is more; scores that share a pass share them.  Operations are
+estimates of the scoring: 2 N a token of a forward pass, 4 N with a backward pass through an adapter, and 6 N of a
+training step, for a model of N parameters whose weights lie in a folder; unknown for others.  Training on everything:
+the tokens of all the pool, in as many epochs, at the speed and the operations of the trials.
 """
 
 from __future__ import annotations
@@ -18,6 +20,11 @@ from typing import Any
 from curate.pipelines.ledger import FinishedRun, recipe_of
 from curate.recipe import Recipe
 
+_A_TOKEN = {"gradients": 4}
+"""Operations a token and parameter, where a score takes more than a forward pass."""
+_NO_MODEL = ("length",)
+"""Scorers that name a model and read its tokenizer alone."""
+
 
 def of_runs(
     runs: Sequence[FinishedRun], names: Sequence[str], trials: Sequence[Mapping[str, Any]], recipe: Recipe
@@ -27,16 +34,18 @@ def of_runs(
     out = []
     for run, name in zip(runs, names, strict=True):
         scorers = recipe_of(run.store).scorers
-        seconds = tokens = flops = 0.0
+        seconds, tokens, flops = run.manifest.get("seconds_select_and_write") or 0.0, 0.0, 0.0
         known = True
         for stage, account in run.manifest.get("stages", {}).items():
-            seconds += account.get("seconds_of_work") or 0.0
-            tokens += account.get("tokens") or 0
+            seconds += (account.get("seconds_of_work") or 0.0) + (account.get("seconds_of_fit") or 0.0)
             model = scorers[stage].params().get("model") if stage in scorers else None
-            if model is not None and account.get("tokens"):
+            if model is not None and account["use"] not in _NO_MODEL:
+                read = max(account.get("tokens") or 0, account["rows"] * (whole["tokens_of_a_row"] or 0))
+                read /= 1 + len(account.get("together_with") or ())
                 size = parameters(str(model))
                 known &= size is not None
-                flops += 2 * (size or 0) * account["tokens"]
+                tokens += read
+                flops += _A_TOKEN.get(account["use"], 2) * (size or 0) * read
         out.append(
             {
                 "run": name,
@@ -59,12 +68,13 @@ def _everything(run: FinishedRun, trials: Sequence[Mapping[str, Any]], recipe: R
     seconds = sum(t["seconds_steps"] for t in drawn)
     tokens, rows = sum(t["tokens"] for t in drawn), sum(t["rows"] * t["epochs"] for t in drawn)
     if not seconds or not rows or recipe.training is None:
-        return {"seconds": None, "tokens": None, "flops": None}
+        return {"seconds": None, "tokens": None, "flops": None, "tokens_of_a_row": None}
     whole = run.index.n * recipe.training.epochs * tokens / rows
     return {
         "seconds": whole * seconds / tokens,
         "tokens": whole,
         "flops": whole * sum(t["flops"] for t in drawn) / tokens,
+        "tokens_of_a_row": tokens / rows,
     }
 
 

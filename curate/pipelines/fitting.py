@@ -6,6 +6,7 @@ that it learned from.  A stage on the vectors of another is fitted when those ar
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -140,10 +141,13 @@ class Fitting:
         """Return the stage, named by all that it depends on, its state in the store."""
         stage = named(self.store, stage, stages, self.index, self.given, self.kept)
         if stage.fitted and not self.store.exists(".curate", "fit", f"{stage.key}.npz"):
+            began = time.perf_counter()
             if stage.scorer.of is not None and stage.scorer.fits_on == "targets":
                 self._on_vectors_of_targets(stage, stages)
             else:
                 self._on_rows(stage)
+            seconds = round(time.perf_counter() - began, 3)
+            self.store.write_json({"seconds": seconds}, ".curate", "fit", f"{stage.key}.took.json")
         if stage.fitted and (stage.scorer.of is not None or stage.scorer.fits_on == "both"):
             stage.scorer.load(read_state(self.store, stage.key))  # its columns can depend on it
         return stage

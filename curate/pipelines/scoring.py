@@ -139,6 +139,7 @@ class Scoring:
             width = (stage.scorer.columns[0].vector or (None, 0))[1]
             known = {key: value for key, value in made.items() if value is not None}
             self.store.write_json({"d": width, **known, "checkpoint": stage.key}, stage.directory, "features.json")
+        took = self.store.read_json(".curate", "fit", f"{stage.key}.took.json") if stage.fitted else None
         self.accounts[stage.name] = {
             "use": stage.scorer.name,
             "fingerprint": stage.fingerprint,
@@ -153,4 +154,5 @@ class Scoring:
             "already_there": cached,
             "seconds_now": wall,
             "seconds_of_work": round(sum(m["seconds"] for m in marks.values()), 3),
+            "seconds_of_fit": None if took is None else took["seconds"],
         }

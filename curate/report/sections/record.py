@@ -18,11 +18,20 @@ def sections(view: View) -> list[Section]:
     for name, stage in manifest.get("stages", {}).items():
         seconds = stage.get("seconds_of_work")
         speed = stage["rows"] / seconds if seconds else None
-        rows.append(
-            [name, stage["use"], stage["rows"], stage["unscored"], stage.get("tokens"), seconds, speed and round(speed)]
-        )
+        fit = stage.get("seconds_of_fit")
+        made = stage["use"], stage["rows"], stage["unscored"], stage.get("tokens"), fit, seconds
+        rows.append([name, *made, speed and round(speed)])
     if rows:
-        columns = ["stage", "uses", "rows", "without a score", "tokens", "seconds of work", "rows a second"]
+        columns = [
+            "stage",
+            "uses",
+            "rows",
+            "without a score",
+            "tokens",
+            "seconds of fitting",
+            "of work",
+            "rows a second",
+        ]
         costs.append(Table("Scoring", columns, rows))
     steps = [
         [s["name"], s["use"], s.get("score"), s.get("budget"), s["in"], s["kept"], s.get("tokens"), s.get("threshold")]
