@@ -297,6 +297,26 @@ class Study:
         }
         return Evaluation(folders, str(self.work / "evaluation"), changes).execute()
 
+    def validity(self, folder: str) -> dict[str, str]:
+        """Return, of each score with a better direction, whether training follows it: a tenth of the pool a training."""
+        changes = {
+            "model": MODEL,
+            "training": {"tokens_per_step": 1024, "dtype": self.args.dtype},
+            "targets": {"sets": self.measured},
+            "rows_per_task": MEASURED,
+            "budgets": [f"{min(self.args.tokens)} tokens"],
+            "seeds": 1,
+            "baselines": ["random"],
+            "generate": False,
+            "validity": list(VALID),
+        }
+        outcome = Evaluation([folder], str(self.work / "validity"), changes).execute()
+        return {name: found.said for name, found in outcome.validities.items()}
+
+
+VALID = ("likelihood", "ifd", "donod-topsis", "nuclear.per_root_token", "heuristics.repetition", "confidence", "judge")
+"""Scores whose tenths are trained on."""
+
 
 def rows_of(outcome: Outcome) -> list[dict[str, Any]]:
     """Return a row for each selection and budget; p of all selections of a budget adjusted together (Holm)."""
@@ -394,6 +414,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--only", nargs="+", help="these selections alone")
+    parser.add_argument("--validity", action="store_true", help="train on tenths of the scores too")
     parser.add_argument("--score", action="store_true", help="score, select, and stop")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=HERE / "study.json")
@@ -429,7 +450,11 @@ def main() -> None:
         "without a line": OTHER,
         "zero-shot": [float(c.evidence.loss.mean[c.evidence.place("zero-shot"), -1]) for c in outcome.comparisons],
         "results": rows_of(outcome),
-        "costs": outcome.costs,
+        "validity": study.validity(folders[0][0]) if args.validity else {},
+        "scoring seconds": {
+            name: account["seconds_of_work"] + (account.get("seconds_of_fit") or 0)
+            for name, account in json.loads((Path(folders[0][0]) / "manifest.json").read_text())["stages"].items()
+        },
         "trial seconds": sum(t.get("seconds_training", 0) + t.get("seconds_measuring", 0) for t in outcome.trials),
     }
     args.out.write_text(json.dumps(result, indent=1, default=float) + "\n")
