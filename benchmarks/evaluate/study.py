@@ -298,7 +298,7 @@ class Study:
         return Evaluation(folders, str(self.work / "evaluation"), changes).execute()
 
     def validity(self, folder: str) -> dict[str, str]:
-        """Return, of each score with a better direction, whether training follows it: a tenth of the pool a training."""
+        """Return of each score whether training follows it; each tenth of the pool is a training."""
         changes = {
             "model": MODEL,
             "training": {"tokens_per_step": 1024, "dtype": self.args.dtype},
