@@ -330,7 +330,7 @@ def rows_of(outcome: Outcome) -> list[dict[str, Any]]:
         for name, s, p_all in zip(names, places, adjusted, strict=True):
             row: dict[str, Any] = {
                 "selection": name,
-                "tokens": c.tokens,
+                "tokens": c.at.tokens,
                 "rows": c.shares[name][0],
                 "loss": found.loss.mean[s, -1],
                 "sd": found.loss.sd[s, -1],
